@@ -1,0 +1,126 @@
+"""The one file that asks which Detectron2 and torch are there. Loaded before any other of ours.
+
+Works with the build that `make setup` installs (upstream main of April 2024) and with newest
+upstream main, with or without its compiled `_C`. `detectron2.model_zoo` is never imported: it needs
+`pkg_resources`, which setuptools 81 dropped.
+"""
+
+import importlib
+import os
+import platform
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+UPSTREAM = (
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+)
+
+
+def _import_detectron2() -> None:
+    """Import Detectron2's layers and heads once, or say in one line how to get them."""
+    try:
+        importlib.import_module("detectron2")
+        with warnings.catch_warnings():
+            # torch 2.14 calls torch.jit.script deprecated; Detectron2 and fvcore call it on import.
+            warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+            importlib.import_module("detectron2.modeling")
+    except ModuleNotFoundError as error:
+        if error.name == "detectron2":
+            raise ImportError(
+                f"Detectron2 is not installed: run `make setup`, or {UPSTREAM} (after torch)"
+            ) from None
+        raise ImportError(
+            f"Detectron2 does not load, for want of {error.name}: run `make setup`"
+        ) from error
+    except (ImportError, AttributeError) as error:  # an old release beside new NumPy or Pillow
+        raise ImportError(
+            f"this Detectron2 does not load here ({error}): take a newer one, {UPSTREAM}"
+        ) from error
+
+
+_import_detectron2()
+# Detectron2's anchor generator calls meshgrid without `indexing`, whose default will not change
+# before torch says so louder; one line of noise in every run.
+warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+
+
+def has_compiled_ops() -> bool:
+    """Whether Detectron2's C++ extension is there (fast COCO scorer, deformable, rotated ops)."""
+    try:
+        importlib.import_module("detectron2._C")
+    except ImportError:
+        return False
+    return True
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions and machine, for the record of a run. Values are short lines of text."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "detectron2": _detectron2_version(),
+        "numpy": _version("numpy"),
+        "opencv": _version("cv2"),
+        "pycocotools": _version("pycocotools"),
+        "fvcore": _version("fvcore"),
+        "platform": platform.platform(),
+        "cpu": f"{_cpu_count()} x {_cpu_model()}",
+        "cuda": torch.version.cuda or "none",
+        "gpu": _gpu_names(),
+    }
+
+
+def _version(module: str) -> str:
+    try:  # pycocotools has no __version__
+        found = importlib.import_module(module)
+        return str(getattr(found, "__version__", None) or metadata.version(module))
+    except (ImportError, metadata.PackageNotFoundError):
+        return "unknown"
+
+
+def _detectron2_version() -> str:
+    """Version and source; upstream has called every state since 2021 "0.6"."""
+    ops = "with" if has_compiled_ops() else "without"
+    return f"{_version('detectron2')} ({_detectron2_source()}, {ops} compiled ops)"
+
+
+def _detectron2_source() -> str:
+    for name in ("sal-detectron2", "detectron2"):
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        package = importlib.import_module("detectron2")
+        if Path(str(found.locate_file("detectron2"))) == Path(package.__path__[0]):
+            return name
+    return "source folder"
+
+
+def _cpu_count() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what this process may use, not what the machine has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpu_names() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))

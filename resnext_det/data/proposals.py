@@ -1,0 +1,176 @@
+"""Proposals on disk: one safetensors file, read through a memory map, matched by image id.
+
+Fields (see docs/proposals.md):
+    image_ids         int64   (I,)    the data set's image ids, ascending
+    offsets           int64   (I+1,)  image i owns rows offsets[i] .. offsets[i+1]-1
+    boxes             float32 (P, 4)  XYXY, pixels of the original image
+    objectness_logits float32 (P,)    descending within an image
+
+The rows are written as they are made and the file is put together at the end, so neither
+writing nor reading holds more than one image's proposals in memory.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+
+FORMAT = "resnext_det proposals 1"
+ROW_BYTES = {"boxes": 16, "objectness_logits": 4}
+
+
+class ProposalWriter:
+    """Collects one process's proposals in ``<path>.parts/``; see `join_parts`.
+
+    Args:
+        path: where the joined file will stand.
+        part: this process's number.
+    """
+
+    def __init__(self, path: str | Path, part: int = 0):
+        self.folder = Path(f"{path}.parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.part = part
+        self.files = {name: open(self._file(name), "wb") for name in ROW_BYTES}
+        self.ids: list[int] = []
+        self.counts: list[int] = []
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{self.part}.{name}"
+
+    def add(self, image_id: int, boxes: np.ndarray, objectness_logits: np.ndarray) -> None:
+        """``boxes`` (N, 4) XYXY in original pixels, ``objectness_logits`` (N,); any order."""
+        order = np.argsort(-objectness_logits, kind="stable")
+        self.files["boxes"].write(np.ascontiguousarray(boxes[order], "<f4").tobytes())
+        self.files["objectness_logits"].write(
+            np.ascontiguousarray(objectness_logits[order], "<f4").tobytes())
+        self.ids.append(int(image_id))
+        self.counts.append(len(order))
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+        np.save(self.folder / f"{self.part}.index.npy",
+                np.array([self.ids, self.counts], np.int64))
+
+
+def join_parts(path: str | Path, parts: int, source: str) -> None:
+    """Put all processes' parts into one file at ``path``; there whole, or not at all.
+
+    Raises:
+        InputError: an image id appears twice.
+    """
+    path, folder = Path(path), Path(f"{path}.parts")
+    index = [np.load(folder / f"{part}.index.npy", allow_pickle=False) for part in range(parts)]
+    ids = np.concatenate([i[0] for i in index])
+    counts = np.concatenate([i[1] for i in index])
+    part_of = np.repeat(np.arange(parts), [i.shape[1] for i in index])
+    starts = np.concatenate([np.cumsum(i[1]) - i[1] for i in index])
+    order = np.argsort(ids, kind="stable")
+    if len(np.unique(ids)) != len(ids):
+        raise InputError(path, "an image id appears twice among its images",
+                         "give every image of the data set an id of its own")
+    offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype("<i8")
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "wb") as out:
+        _write_header(out, ids, offsets, source)
+        out.write(ids[order].astype("<i8").tobytes())
+        out.write(offsets.tobytes())
+        for name, size in ROW_BYTES.items():
+            _copy_rows(out, folder, name, size, order, part_of, starts, counts)
+    os.replace(aside, path)
+    shutil.rmtree(folder)
+
+
+def _write_header(out, ids: np.ndarray, offsets: np.ndarray, source: str) -> None:
+    """The safetensors header: its length (8 bytes, little-endian), then JSON."""
+    images, rows = len(ids), int(offsets[-1])
+    shapes = {"image_ids": ("I64", [images], 8 * images),
+              "offsets": ("I64", [images + 1], 8 * (images + 1)),
+              "boxes": ("F32", [rows, 4], 16 * rows),
+              "objectness_logits": ("F32", [rows], 4 * rows)}
+    header: dict = {"__metadata__": {"format": FORMAT, "bbox_mode": "XYXY_ABS", "source": source}}
+    start = 0
+    for name, (dtype, shape, size) in shapes.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
+
+
+def _copy_rows(out, folder: Path, name: str, size: int, order, part_of, starts, counts) -> None:
+    files = {part: open(folder / f"{part}.{name}", "rb") for part in np.unique(part_of)}
+    for i in order:
+        files[part_of[i]].seek(int(starts[i]) * size)
+        out.write(files[part_of[i]].read(int(counts[i]) * size))
+    for file in files.values():
+        file.close()
+
+
+class ProposalFile:
+    """Reads one image's proposals at a time; opened anew in each process that uses it.
+
+    Raises:
+        InputError: the file is missing, damaged, or not a proposal file of this format.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = str(path)
+        self._open()
+
+    def _open(self) -> None:
+        if not Path(self.path).is_file():
+            raise InputError(self.path, "the proposal file does not exist",
+                             "make it with train_net.py --stage proposals")
+        try:
+            self._file = safe_open(self.path, framework="np")
+            ids = self._file.get_tensor("image_ids")
+            self._offsets = self._file.get_tensor("offsets")
+            self._boxes = self._file.get_slice("boxes")
+            self._logits = self._file.get_slice("objectness_logits")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(self.path, f"is not a whole proposal file ({error})",
+                             "make it again with train_net.py --stage proposals") from error
+        self._check(ids)
+        self._row = {int(image_id): i for i, image_id in enumerate(ids)}
+
+    def _check(self, ids: np.ndarray) -> None:
+        rows = self._boxes.get_shape()
+        good = (self._offsets.shape == (len(ids) + 1,) and self._offsets[0] == 0
+                and (np.diff(self._offsets) >= 0).all()
+                and rows == [int(self._offsets[-1]), 4]
+                and self._logits.get_shape() == rows[:1])
+        if not good:
+            raise InputError(self.path, "its offsets do not fit its boxes",
+                             "make it again with train_net.py --stage proposals")
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict) -> None:
+        self.path = state["path"]
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """boxes float32 (N, 4) XYXY in original pixels, objectness_logits float32 (N,)."""
+        i = self._row[int(image_id)]
+        rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+        return self._boxes[rows], self._logits[rows]
+
+    def check_covers(self, image_ids: Sequence[int]) -> None:
+        """Raises InputError where an image of the data set has no proposals in the file."""
+        missing = [i for i in image_ids if i not in self._row]
+        if missing:
+            raise InputError(self.path, f"holds {len(self)} images, but not {len(missing)} of the "
+                             f"data set's {len(image_ids)} (for instance image {missing[0]})",
+                             "make it again for this data set with --stage proposals")

@@ -1,0 +1,118 @@
+"""AP, AP50 and average recall, on Detectron2's COCO evaluator."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from torch import nn
+
+from ..data.coco import read_coco
+from ..errors import InputError
+from .loaders import build_test_loader
+
+logger = logging.getLogger(__name__)
+
+RECALL_AT = (100, 300, 1000)
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+def coco_api(json_file: str) -> COCO:
+    """pycocotools' view of a checked file, missing ``iscrowd`` and ``area`` filled in."""
+    coco = COCO()
+    coco.dataset = read_coco(json_file)
+    coco.createIndex()
+    return coco
+
+
+class BoxEvaluator(COCOEvaluator):
+    """Detectron2's evaluator on the checked annotations; keeps the precision-recall curves.
+
+    `precision` after `evaluate`: float64 (10 IoUs, 101 recalls, classes), NaN where a class
+    has no object; None where there was nothing to score.
+    """
+
+    def __init__(self, name: str, output_dir: str, max_dets: int):
+        super().__init__(name, tasks=("bbox",), output_dir=output_dir, use_fast_impl=False,
+                         max_dets_per_image=max_dets)
+        self._coco_api = coco_api(MetadataCatalog.get(name).json_file)
+        self.precision: np.ndarray | None = None
+
+    def process(self, inputs, outputs) -> None:
+        super().process(inputs, [{"instances": x["instances"]} for x in outputs])
+
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None) -> dict[str, float]:
+        if coco_eval is not None:
+            curves = coco_eval.eval["precision"][..., 0, -1]  # all areas, most detections
+            self.precision = np.where(curves < 0, np.nan, curves)
+            return super()._derive_coco_results(coco_eval, iou_type, class_names)
+        # The data set has objects (checked on reading) and none was found: that is an AP of 0.
+        logger.warning("no detection passed the score threshold: every AP is 0")
+        return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 0.0)
+
+
+class RecallEvaluator(DatasetEvaluator):
+    """AR@100, @300, @1000 of the proposals: recall averaged over IoU 0.5:0.95, percent."""
+
+    def __init__(self, name: str):
+        self.coco = coco_api(MetadataCatalog.get(name).json_file)
+
+    def reset(self) -> None:
+        self.predictions: list[dict] = []
+
+    def process(self, inputs, outputs) -> None:
+        for x, output in zip(inputs, outputs, strict=True):
+            if "proposals" in output:
+                self.predictions.append({"image_id": x["image_id"],
+                                         "proposals": output["proposals"].to("cpu")})
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        gathered = comm.gather(self.predictions)
+        if not comm.is_main_process():
+            return {}
+        predictions = [p for share in gathered for p in share]
+        return {"proposals": {f"AR@{limit}": self._recall(predictions, limit)
+                              for limit in RECALL_AT}}
+
+    def _recall(self, predictions: list[dict], limit: int) -> float:
+        if not predictions:
+            return 0.0
+        stats = _evaluate_box_proposals(predictions, self.coco, limit=limit,
+                                        thresholds=torch.tensor(IOU_THRESHOLDS).float())
+        return 100 * float(stats["ar"])
+
+
+def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, float]]:
+    """Score a joined detector on one data set; percent.
+
+    Returns:
+        {"bbox": {"AP", "AP50", .., "AP-<class>"}, "proposals": {"AR@100", ..}} on the main
+        process, {} elsewhere. Precision-recall curves are left in inference/<name>/.
+    """
+    folder = Path(cfg.OUTPUT_DIR, "inference", name)
+    boxes = BoxEvaluator(name, str(folder), cfg.TEST.DETECTIONS_PER_IMAGE)
+    _check_has_objects(boxes)
+    loader = build_test_loader(cfg, name)
+    results = inference_on_dataset(model, loader, [boxes, RecallEvaluator(name)])
+    if not comm.is_main_process():
+        return {}
+    if boxes.precision is not None:
+        np.save(folder / "precision.npy", boxes.precision)
+    box, recall = results["bbox"], results["proposals"]
+    logger.info("%s: AP %.1f, AP50 %.1f (%d detections an image at most); %s", name, box["AP"],
+                box["AP50"], cfg.TEST.DETECTIONS_PER_IMAGE,
+                ", ".join(f"{k} {v:.1f}" for k, v in recall.items()))
+    return dict(results)
+
+
+def _check_has_objects(boxes: BoxEvaluator) -> None:
+    annotations = boxes._coco_api.dataset["annotations"]
+    if all(entry["iscrowd"] for entry in annotations):
+        raise InputError(boxes._metadata.json_file, "holds no object that is not a crowd, so "
+                         "there is no AP", "give a validation file with objects")

@@ -1,0 +1,143 @@
+"""From a config to a scored detector: checks first, then the stages that are not finished."""
+
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from ..config import flatten
+from ..data import coco
+from ..engine.run import record_run
+from ..errors import InputError
+from ..weights import read_record
+from . import report, stages
+from .detector import check_classes, require_detector, stored_cfg
+from .weights_setup import apply_record
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(cfg: CfgNode) -> None:
+    """Check data and weights, and set what follows from them in ``cfg``.
+
+    The class count comes from the annotation files; pixel statistics from MODEL.WEIGHTS.
+
+    Raises:
+        InputError: anything wrong with a data set or the weights, before hours are spent.
+    """
+    _load_data_sets(cfg)
+    names, _ = coco.class_names(cfg.DATASETS.TRAIN[0])
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(names):
+        logger.info("%d classes, from %s", len(names), cfg.DATASETS.TRAIN[0])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+    if cfg.MODEL.WEIGHTS:
+        record = read_record(cfg.MODEL.WEIGHTS)
+        if record.kind != "classification":
+            raise InputError(cfg.MODEL.WEIGHTS, f"holds {record.kind} weights; training starts "
+                             "from classification weights",
+                             "give those, or \"\" to start from random ones")
+        apply_record(cfg, record, cfg.MODEL.WEIGHTS)
+
+
+def _load_data_sets(cfg: CfgNode) -> None:
+    coco.register_from_config(cfg)
+    for key in ("TRAIN", "TEST"):
+        if not cfg.DATASETS[key]:
+            raise InputError("config", f"DATASETS.{key} is empty", "name a data set there, or give "
+                             f"--{'train' if key == 'TRAIN' else 'val'}-json and -images")
+    first = cfg.DATASETS.TRAIN[0]
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        logger.info("%s: %d images, all entries checked", name, len(DatasetCatalog.get(name)))
+        coco.check_same_classes(first, name)
+
+
+def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
+    """The whole scheme, or one stage of it.
+
+    Args:
+        resume: go on in the stage where the run in OUTPUT_DIR stopped.
+        only: "rpn", "proposals", "fast_rcnn" or "eval"; what it needs must be there.
+    """
+    prepare(cfg)
+    record_run(cfg)
+    cfg.freeze()
+    for stage in stages.STAGES if only is None else (only,):
+        _run_stage(cfg, stage, resume)
+
+
+def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
+    if stage != "eval" and resume and stages.stage_file(cfg, stage).exists():
+        if stage != "proposals":
+            stages.check_unchanged(cfg, stage)
+        logger.info("stage %s is finished: %s", stage, stages.stage_file(cfg, stage))
+        return
+    _require_earlier(cfg, stage)
+    if stage in ("rpn", "fast_rcnn"):
+        stages.train_network(cfg, stage, resume)
+    elif stage == "proposals":
+        stages.make_proposals(cfg)
+    else:
+        finish(cfg)
+
+
+def _require_earlier(cfg: CfgNode, stage: str) -> None:
+    """Raises InputError where the file of an earlier stage is missing."""
+    for earlier in stages.STAGES[: stages.STAGES.index(stage)]:
+        path = stages.stage_file(cfg, earlier)
+        if not path.exists():
+            raise InputError(path, f"stage {stage} needs this file, which stage {earlier} writes",
+                             f"run --stage {earlier} first, or leave --stage away")
+
+
+def finish(cfg: CfgNode) -> None:
+    """Join the two networks, score the detector, draw the pictures."""
+    if comm.is_main_process():
+        stages.join(cfg)
+    comm.synchronize()
+    evaluate(cfg, stages.stage_file(cfg, "join"))
+
+
+def evaluate(cfg: CfgNode, weights: str | Path) -> dict:
+    """Score a detector file on DATASETS.TEST, write results.json and pictures/."""
+    results, model = stages.evaluate_detector(cfg, weights)
+    if comm.is_main_process():
+        report.draw(cfg, model, results)
+    return results
+
+
+def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
+    """The config for ``--eval-only``: the given one, or the one stored in the weights.
+
+    Raises:
+        InputError: no detector weights, or a config that they do not fit.
+    """
+    if not weights:
+        raise InputError("MODEL.WEIGHTS", "is empty, and --eval-only needs a trained detector",
+                         "add MODEL.WEIGHTS path/to/model_final.safetensors")
+    record = read_record(weights)
+    require_detector(record, weights)
+    stored = stored_cfg(weights)
+    if cfg is None:
+        return stored
+    apply_record(cfg, record, weights)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(record.class_names)
+    for key, value in flatten(cfg.MODEL, "MODEL.").items():
+        then = flatten(stored)[key]
+        if then != value and key not in ("MODEL.WEIGHTS", "MODEL.DEVICE"):
+            logger.warning("%s is %r, but the detector was trained with %r", key, value, then)
+    return cfg
+
+
+def evaluate_only(cfg: CfgNode, weights: str) -> dict:
+    """Score ``weights`` with a config from `evaluation_cfg`."""
+    coco.register_from_config(cfg)
+    if not cfg.DATASETS.TEST:
+        raise InputError("config", "DATASETS.TEST is empty",
+                         "name a data set there, or give --val-json and --val-images")
+    record = read_record(weights)
+    for name in cfg.DATASETS.TEST:
+        logger.info("%s: %d images, all entries checked", name, len(DatasetCatalog.get(name)))
+        check_classes(record, weights, name)
+    return evaluate(cfg, weights)

@@ -1,0 +1,91 @@
+"""The pictures at the end of a run: curves, detections, proposals, precision against recall."""
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import nn
+
+from .. import plots
+from ..data.images import read_rgb
+
+logger = logging.getLogger(__name__)
+
+SCORE_SHOWN = 0.5
+PROPOSALS_SHOWN = 15
+IMAGES_SHOWN = 6
+
+
+def draw(cfg: CfgNode, model: nn.Module, results: dict[str, dict]) -> None:
+    """Write OUTPUT_DIR/pictures/*.png for the first data set of DATASETS.TEST."""
+    folder = Path(cfg.OUTPUT_DIR, "pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = cfg.DATASETS.TEST[0]
+    _draw_curves(cfg, folder)
+    _draw_precision(cfg, folder, name, results[name])
+    _draw_sheets(cfg, model, folder, name)
+    for path in sorted(folder.glob("*.png")):
+        logger.info("picture: %s", path)
+
+
+def _draw_curves(cfg: CfgNode, folder: Path) -> None:
+    metrics = {"RPN": Path(cfg.OUTPUT_DIR, "rpn", "metrics.json"),
+               "Fast R-CNN": Path(cfg.OUTPUT_DIR, "fast_rcnn", "metrics.json")}
+    found = {stage: path for stage, path in metrics.items() if path.exists()}
+    if found:
+        plots.training_curves(found, folder / "curves.png")
+
+
+def _draw_precision(cfg: CfgNode, folder: Path, name: str, results: dict) -> None:
+    curves = Path(cfg.OUTPUT_DIR, "inference", name, "precision.npy")
+    if curves.exists():
+        plots.precision_recall(np.load(curves, allow_pickle=False),
+                               MetadataCatalog.get(name).thing_classes, results["bbox"],
+                               folder / "precision_recall.png")
+
+
+def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> None:
+    records = DatasetCatalog.get(name)
+    # Evenly spread over the set, so that the same images are shown at every run.
+    chosen = [records[i] for i in np.linspace(0, len(records) - 1, IMAGES_SHOWN).astype(int)]
+    mapper = DatasetMapper(cfg, is_train=False)
+    detections, proposals = [], []
+    for record in chosen:
+        output = model.eval()([mapper(record)])[0]
+        image = np.asarray(read_rgb(record["file_name"]))
+        meta = MetadataCatalog.get(name)
+        truth = _truth(image, record, meta)
+        detections += [truth, _predictions(image, output["instances"], meta)]
+        proposals += [truth, _proposals(image, output.get("proposals"), meta)]
+    plots.sheet(detections, folder / "detections.png", columns=4,
+                titles=["ground truth", f"detections, score over {SCORE_SHOWN:g}"])
+    plots.sheet(proposals, folder / "proposals.png", columns=4,
+                titles=["ground truth", f"the RPN's best {PROPOSALS_SHOWN} proposals"])
+
+
+def _canvas(image: np.ndarray, meta) -> Visualizer:
+    # Small images are drawn larger, or the labels would hide the objects.
+    return Visualizer(image, meta, scale=max(1.0, 480 / image.shape[1]),
+                      instance_mode=ColorMode.IMAGE)
+
+
+def _truth(image: np.ndarray, record: dict, meta) -> np.ndarray:
+    return _canvas(image, meta).draw_dataset_dict(copy.deepcopy(record)).get_image()
+
+
+def _predictions(image: np.ndarray, found: Instances, meta) -> np.ndarray:
+    found = found.to("cpu")
+    shown = found[found.scores > SCORE_SHOWN]
+    return _canvas(image, meta).draw_instance_predictions(shown).get_image()
+
+
+def _proposals(image: np.ndarray, found: Instances | None, meta) -> np.ndarray:
+    boxes = torch.zeros(0, 4) if found is None else found.proposal_boxes.tensor.cpu()
+    best = boxes[:PROPOSALS_SHOWN].numpy()
+    return _canvas(image, meta).overlay_instances(boxes=best).get_image()

@@ -1,0 +1,130 @@
+"""The paper's order, a function a stage: RPN, proposals, Fast R-CNN, joining, evaluation.
+
+Each stage leaves one file in OUTPUT_DIR that says it is finished, written last:
+rpn/model_final.safetensors, proposals/train.safetensors, fast_rcnn/model_final.safetensors,
+model_final.safetensors (the joined detector) and results.json.
+"""
+
+import functools
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+
+from ..config import cfg_from_text, flatten, stage_cfg
+from ..data.proposals import ProposalFile
+from ..engine.run import write_json
+from ..engine.seeding import seed_all
+from ..engine.trainer import Trainer
+from ..errors import InputError
+from ..weights import load_all, load_weights, read_record, read_weights, save_weights
+from .detector import load_detector, record_of
+from .evaluation import evaluate
+from .loaders import build_train_loader
+from .proposals import dump_proposals, proposal_cfg
+
+logger = logging.getLogger(__name__)
+
+FINAL = "model_final.safetensors"
+STAGES = ("rpn", "proposals", "fast_rcnn", "eval")
+# Keys that change where and how fast a stage runs, but not what it trains.
+FREE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.", "DATASETS.TEST",
+             "SOLVER.CHECKPOINT", "VIS_PERIOD", "PROPOSALS.")
+
+
+def stage_file(cfg: CfgNode, stage: str) -> Path:
+    """The file whose presence says that a stage is finished."""
+    names = {"rpn": f"rpn/{FINAL}", "proposals": "proposals/train.safetensors",
+             "fast_rcnn": f"fast_rcnn/{FINAL}", "join": FINAL, "eval": "results.json"}
+    return Path(cfg.OUTPUT_DIR, names[stage])
+
+
+def network_cfg(cfg: CfgNode, stage: str) -> CfgNode:
+    """The config of one network's training, in a folder of its own below OUTPUT_DIR."""
+    own = stage_cfg(cfg, stage)
+    own.defrost()
+    own.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, stage))
+    own.SOLVER.STEPS = tuple(s for s in own.SOLVER.STEPS if s < own.SOLVER.MAX_ITER)
+    own.freeze()
+    return own
+
+
+def check_unchanged(cfg: CfgNode, stage: str) -> None:
+    """Raises InputError where a finished network was trained with other settings than now."""
+    path = stage_file(cfg, stage)
+    other = "SOLVER.FAST_RCNN." if stage == "rpn" else "SOLVER.RPN."
+    then = flatten(cfg_from_text(read_record(path).config, str(path)))
+    now = flatten(cfg_from_text(network_cfg(cfg, stage).dump(), "config"))
+    for key, value in now.items():
+        if not key.startswith((*FREE_KEYS, other)) and then.get(key) != value:
+            raise InputError(path, f"was trained with {key} {then.get(key)!r}, the config now says "
+                             f"{value!r}", f"choose another OUTPUT_DIR, or remove {path.parent} to "
+                             "train this network again")
+
+
+def _initial_model(cfg: CfgNode, stage: str) -> nn.Module:
+    """A network with fresh heads and the classification weights in its trunk."""
+    seed_all(cfg.SEED, 2, ("rpn", "fast_rcnn").index(stage))
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: the %s network starts from random weights", stage)
+    return model
+
+
+def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
+    """One training step of the scheme, from the classification weights to its final file.
+
+    Args:
+        cfg: the whole run's config.
+        stage: "rpn" or "fast_rcnn"; the latter reads the proposal file.
+    """
+    own = network_cfg(cfg, stage)
+    logger.info("stage %s: %d iterations of %d images, learning rate %g, divided at %s", stage,
+                own.SOLVER.MAX_ITER, own.SOLVER.IMS_PER_BATCH, own.SOLVER.BASE_LR,
+                list(own.SOLVER.STEPS))
+    stored = ProposalFile(stage_file(cfg, "proposals")) if stage == "fast_rcnn" else None
+    model = _initial_model(own, stage)
+    loader = functools.partial(build_train_loader, own, proposals=stored)
+    Trainer(own, model, loader).fit(resume)
+    if comm.is_main_process():
+        save_weights(stage_file(cfg, stage), model.state_dict(),
+                     record_of(own, stage, own.DATASETS.TRAIN[0]))
+    comm.synchronize()
+
+
+def make_proposals(cfg: CfgNode) -> None:
+    """The trained RPN's boxes for all training images."""
+    path = stage_file(cfg, "rpn")
+    own = proposal_cfg(network_cfg(cfg, "rpn"))
+    model = build_model(own)
+    tensors, _ = read_weights(path)
+    load_all(model, tensors, path)
+    dump_proposals(own, model, list(own.DATASETS.TRAIN), stage_file(cfg, "proposals"))
+
+
+def join(cfg: CfgNode) -> None:
+    """Both networks into one file, all that evaluation and prediction need."""
+    parts = {stage: read_weights(stage_file(cfg, stage))[0] for stage in ("rpn", "fast_rcnn")}
+    tensors = {f"{stage}.{key}": value for stage, part in parts.items()
+               for key, value in part.items()}
+    record = record_of(cfg, "detector", cfg.DATASETS.TRAIN[0])
+    save_weights(stage_file(cfg, "join"), tensors, record)
+    logger.info("joined detector: %s", stage_file(cfg, "join"))
+
+
+def evaluate_detector(cfg: CfgNode, weights: str | Path) -> tuple[dict, nn.Module]:
+    """AP and average recall on DATASETS.TEST; writes results.json on the main process.
+
+    With several data sets, results.json holds one entry a set, by name.
+    """
+    model, cfg = load_detector(weights, cfg)
+    results = {name: evaluate(cfg, model, name) for name in cfg.DATASETS.TEST}
+    if comm.is_main_process():
+        only = len(results) == 1
+        write_json(stage_file(cfg, "eval"), next(iter(results.values())) if only else results)
+    return results, model

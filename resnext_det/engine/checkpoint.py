@@ -1,0 +1,61 @@
+"""Checkpoints of a run: written whole or not at all, read without running code."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class RunCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with an atomic `save` and a `weights_only` read.
+
+    Holds what a run needs to go on (parameters, optimizer, schedule, iteration); weights
+    for others are written by ``weights.save_weights``.
+    """
+
+    def save(self, name: str, **kwargs) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **kwargs}
+        for key, part in self.checkpointables.items():
+            data[key] = part.state_dict()
+        path = Path(self.save_dir) / f"{name}.pth"
+        aside = path.with_name(f".{path.name}.tmp")
+        try:
+            torch.save(data, aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        self.logger.info("Saved checkpoint %s", path)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        path = Path(self.save_dir) / "last_checkpoint"
+        aside = path.with_name(".last_checkpoint.tmp")
+        aside.write_text(last_filename_basename)
+        os.replace(aside, path)
+
+    def _load_file(self, filename: str) -> dict:
+        try:
+            return torch.load(filename, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+            raise InputError(filename, f"is not a whole checkpoint ({str(error).splitlines()[0]})",
+                             "remove it; the run then resumes from the one before") from error
+
+    def newest(self) -> str | None:
+        """The newest checkpoint that can be read; broken ones are named and passed over."""
+        for path in sorted(Path(self.save_dir).glob("model_*.pth"), reverse=True):
+            try:
+                self._load_file(str(path))
+            except InputError as error:
+                logger.warning("%s", error)
+                continue
+            return str(path)
+        return None

@@ -1,0 +1,58 @@
+"""One process or many: torchrun's environment, ``--num-gpus``, or the CPU alone."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``, as Detectron2's."""
+    parser.add_argument("--num-gpus", type=int, default=None,
+                        help="GPUs on this machine (default: 1 if there is one, else the CPU)")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto",
+                        help="address of machine 0, for instance tcp://host:29500")
+
+
+def launch(main: Callable, args: argparse.Namespace) -> None:
+    """Run ``main(args)`` in every process.
+
+    Under torchrun the environment decides; otherwise ``--num-gpus`` processes are started.
+
+    Raises:
+        InputError: more GPUs asked for than there are.
+    """
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        _join_torchrun()
+        try:
+            main(args)
+        finally:
+            dist.destroy_process_group()
+        return
+    found = torch.cuda.device_count()
+    wanted = min(found, 1) if args.num_gpus is None else args.num_gpus
+    if wanted > found:
+        raise InputError("--num-gpus", f"asks for {wanted}, this machine has {found}",
+                         "give a smaller number, or none to run on the CPU")
+    detectron2_launch(main, max(wanted, 1), num_machines=args.num_machines,
+                      machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,))
+
+
+def _join_torchrun() -> None:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(local_rank % gpus)
+    dist.init_process_group("nccl" if gpus else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -1,0 +1,40 @@
+"""One seed fixes everything: each step and each sample draws from a stream of its own.
+
+Detectron2 keeps one random state for a whole run, so a resumed run continues with other
+numbers. Here the state is set anew from (seed, what, position) before every training step
+and every sample; a run that is stopped and resumed therefore repeats the same numbers, and
+the number of data workers does not matter.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def _mix(*numbers: int) -> int:
+    """A 32-bit seed from several numbers, well apart even for neighbouring ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed Python, NumPy and torch from any number of non-negative integers."""
+    seed = _mix(*numbers)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def own_stream(*numbers: int) -> Iterator[None]:
+    """Run a block under `seed_all`, then put the three random states back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_all(*numbers)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

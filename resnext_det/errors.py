@@ -1,0 +1,56 @@
+"""The one kind of error a user is meant to read: what is wrong, where, and how to mend it."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something the user gave (config, annotation, image, weights, path) cannot be used.
+
+    Args:
+        file: the file, folder or config key group that holds the fault.
+        found: the field and the value found there, as a sentence without a full stop.
+        mend: what to do about it, as an imperative without a full stop.
+    """
+
+    def __init__(self, file: str | Path, found: str, mend: str):
+        super().__init__(f"{file}: {found}; {mend}")
+        self.file, self.found, self.mend = str(file), found, mend
+
+    def __reduce__(self):
+        # The default would call InputError(message); worker processes must hand it over whole.
+        return type(self), (self.file, self.found, self.mend)
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (SIGINT, SIGTERM) and has saved its state."""
+
+
+def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
+    """Decorate a tool's main: input errors become one line and exit status 2.
+
+    ``--debug`` anywhere on the command line keeps the traceback. Faults of ours keep
+    theirs always, and exit with status 1 (Python's own rule).
+    """
+
+    @functools.wraps(tool)
+    def main() -> None:
+        debug = "--debug" in sys.argv
+        if debug:
+            sys.argv.remove("--debug")
+        try:
+            tool()
+        except InputError as error:
+            if debug:
+                raise
+            logging.shutdown()
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            print(f"stopped: {stop or 'interrupted'}", file=sys.stderr)
+            sys.exit(130)
+
+    return main

@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""The whole path on the embedded data set, on the CPU, in minutes: ``make demo``.
+
+Draws the data set, trains the classifier, trains the detector's two networks from its
+weights, scores the detector, and leaves pictures. Run again, it goes on where it stopped.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from resnext_det import plots
+from resnext_det.classification import trainer
+from resnext_det.config import load_cfg
+from resnext_det.data.demo import write_demo
+from resnext_det.detection import pipeline
+from resnext_det.engine.run import start_run
+from resnext_det.errors import exit_cleanly
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+DATA = Path("output/demo/data")
+logger = logging.getLogger("resnext_det.demo")
+
+
+def classify() -> None:
+    cfg = load_cfg(CONFIGS / "classification.yaml")
+    start_run(cfg, new=False)
+    if Path(cfg.OUTPUT_DIR, "results.json").exists():
+        logger.info("the classification step is finished: %s", cfg.OUTPUT_DIR)
+        return
+    trainer.train(cfg, resume=True)
+
+
+def detect(random_weights: bool) -> Path:
+    opts = ["MODEL.WEIGHTS", "", "OUTPUT_DIR", "output/demo_random"] if random_weights else []
+    cfg = load_cfg(CONFIGS / "detection.yaml", opts)
+    start_run(cfg, new=False)
+    pipeline.run(cfg, resume=True)
+    return Path(cfg.OUTPUT_DIR)
+
+
+@exit_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--random-weights", action="store_true",
+                        help="train the detector without the classification weights, to compare")
+    args = parser.parse_args()
+    write_demo(DATA)
+    if not args.random_weights:
+        classify()
+    folder = detect(args.random_weights)
+    if not args.random_weights:
+        curves = {"classification": folder / "classification" / "metrics.json",
+                  "RPN": folder / "rpn" / "metrics.json",
+                  "Fast R-CNN": folder / "fast_rcnn" / "metrics.json"}
+        plots.training_curves(curves, folder / "pictures" / "curves.png")
+    logger.info("AP, AP50 and the rest: %s", folder / "results.json")
+    logger.info("pictures: %s", ", ".join(map(str, sorted((folder / "pictures").glob("*.png")))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Train and score Faster R-CNN as two networks that share nothing.
+
+python tools/train_net.py --config-file configs/faster_rcnn_X50_32x4d.yaml --num-gpus 8
+python tools/train_net.py --config-file configs/faster_rcnn_X50_32x4d.yaml \
+    --eval-only MODEL.WEIGHTS model_final.safetensors
+"""
+
+import argparse
+
+from detectron2.config import CfgNode
+
+from resnext_det.config import load_cfg, override
+from resnext_det.detection import pipeline, stages
+from resnext_det.engine.launch import add_launch_arguments, launch
+from resnext_det.engine.run import start_run
+from resnext_det.errors import InputError, exit_cleanly
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    parser.add_argument("--stage", choices=stages.STAGES, help="run this stage only")
+    parser.add_argument("--eval-only", action="store_true",
+                        help="score MODEL.WEIGHTS; without --config-file by its stored config")
+    for split in ("train", "val"):
+        parser.add_argument(f"--{split}-json", help=f"COCO-format annotations ({split})")
+        parser.add_argument(f"--{split}-images", help=f"image folder ({split})")
+    add_launch_arguments(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
+    return parser.parse_args()
+
+
+def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """The four data flags put into DATASETS."""
+    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+        json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+        if bool(json_file) != bool(images):
+            given, lacking = ("json", "images") if json_file else ("images", "json")
+            raise InputError("command line", f"--{split}-{given} is given alone",
+                             f"add --{split}-{lacking}")
+        if json_file:
+            name = f"custom_{split}"
+            cfg.DATASETS.COCO_JSON = [*cfg.DATASETS.COCO_JSON, [name, json_file, images]]
+            cfg.DATASETS[key] = (name,)
+
+
+def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
+    given = load_cfg(args.config_file, args.opts)
+    if args.config_file:
+        return pipeline.evaluation_cfg(given, given.MODEL.WEIGHTS)
+    cfg = pipeline.evaluation_cfg(None, given.MODEL.WEIGHTS)
+    cfg.OUTPUT_DIR = given.OUTPUT_DIR
+    override(cfg, args.opts)
+    return cfg
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = evaluation_cfg(args) if args.eval_only else load_cfg(args.config_file, args.opts)
+    use_own_data(cfg, args)
+    start_run(cfg, new=not (args.resume or args.eval_only or args.stage))
+    if args.eval_only:
+        pipeline.evaluate_only(cfg, cfg.MODEL.WEIGHTS)
+    else:
+        pipeline.run(cfg, args.resume, args.stage)
+
+
+@exit_cleanly
+def main() -> None:
+    args = parse()
+    launch(run, args)
+
+
+if __name__ == "__main__":
+    main()
