@@ -51,6 +51,7 @@ $(STAMP): setup.py $(wildcard requirements/*)
 	@echo 'setup 3/4: this package and what it needs'
 	@$(PIP) install -e '.[dev]'
 	@echo 'setup 4/4: Detectron2'
+	@$(if $(strip $(DETECTRON2)),rm -f '$(STAMP)')
 	@$(PY) requirements/install_detectron2.py '$(strip $(DETECTRON2))'
 	@$(if $(strip $(DETECTRON2)),echo '$(strip $(DETECTRON2))' > '$(STAMP)',touch '$(STAMP)')
 

@@ -44,8 +44,10 @@ def run(command: list[str], cwd: str | None = None) -> subprocess.CompletedProce
 
 
 def last_line(text: str) -> str:
+    """The line that tells most: pip's last ERROR, else the last one that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    errors = [line for line in lines if line.startswith("ERROR: ")]
+    return (errors or lines or ["no message"])[-1]
 
 
 def probe(run: Runner) -> tuple[str, str]:
@@ -71,15 +73,19 @@ def pip(run: Runner, *arguments: str, mend: str) -> None:
 
 
 def install_requirement(requirement: str, run: Runner) -> None:
-    """Replace whatever Detectron2 is installed by `requirement`."""
+    """Replace whatever Detectron2 is installed by `requirement`, once that has been built."""
     folder = Path(requirement).expanduser()
     if folder.exists():
         requirement = str(folder.resolve())
-    # Two distributions would share one folder: the old one has to go first.
-    pip(run, "uninstall", "-q", "-y", *DISTRIBUTIONS, mend="remove it by hand, then try again")
-    pip(run, "install", "-q", "--no-build-isolation", requirement,
-        mend="Detectron2 needs a C++ compiler and the installed torch to build; "
-             "`make setup` without DETECTRON2 brings the pinned build")  # fmt: skip
+    with tempfile.TemporaryDirectory() as built:
+        pip(run, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", built, requirement,
+            mend="nothing was changed. Detectron2 needs a C++ compiler to build; "
+                 "`make setup` without DETECTRON2 needs none")  # fmt: skip
+        wheel = next(Path(built).glob("*.whl"))
+        # Two distributions would share one folder: the old one has to go first.
+        pip(run, "uninstall", "-q", "-y", *DISTRIBUTIONS, mend="remove it by hand, then try again")
+        pip(run, "install", "-q", str(wheel),
+            mend="`make setup` without DETECTRON2 brings the pinned build")  # fmt: skip
 
 
 def install_pinned(run: Runner, site_packages: Path) -> None:

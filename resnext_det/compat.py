@@ -41,8 +41,8 @@ def _import_detectron2() -> None:
 
 
 _import_detectron2()
-# Detectron2's anchor generator calls meshgrid without `indexing`, whose default will not change
-# before torch says so louder; one line of noise in every run.
+# Detectron2's anchor generator calls meshgrid without `indexing`: a warning in every run, about a
+# call that no user of ours can change.
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
 
 

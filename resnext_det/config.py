@@ -141,8 +141,9 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
     text = str(error.args[0]) if error.args else str(error)
     if "Non-existent" in text or "not found" in text.lower() or "has no" in text:
         key = text.split(":")[-1].strip().split(" ")[-1]
-        return InputError(source, f"there is no config key {key}", f"did you mean "
-                          f"{_nearest_key(cfg, key)}?")
+        return InputError(
+            source, f"there is no config key {key}", f"did you mean {_nearest_key(cfg, key)}?"
+        )
     return InputError(source, " ".join(text.split()), "give the key a value of its own type")
 
 
@@ -175,13 +176,19 @@ def _coerce(cfg: CfgNode, declared: CfgNode) -> None:
 def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
     declared = flatten(cfg)
     if key not in declared:
-        raise InputError("command line", f"there is no config key {key}",
-                         f"did you mean {_nearest_key(cfg, key)}?")
+        raise InputError(
+            "command line",
+            f"there is no config key {key}",
+            f"did you mean {_nearest_key(cfg, key)}?",
+        )
     try:
         cfg.merge_from_list([key, _as_declared(declared[key], text)])
     except (KeyError, AssertionError, ValueError) as error:
-        raise InputError("command line", f"{key} is {text!r}, its default is {declared[key]!r}",
-                         "give a value of the same type") from error
+        raise InputError(
+            "command line",
+            f"{key} is {text!r}, its default is {declared[key]!r}",
+            "give a value of the same type",
+        ) from error
 
 
 def load_cfg(config_file: str | Path | None, opts: list[str] = ()) -> CfgNode:
@@ -202,16 +209,22 @@ def load_cfg(config_file: str | Path | None, opts: list[str] = ()) -> CfgNode:
 def override(cfg: CfgNode, opts: list[str]) -> None:
     """Merge ``KEY VALUE`` pairs from a command line. Raises InputError as `load_cfg`."""
     if len(opts) % 2:
-        raise InputError("command line", f"the override {opts[-1]} has no value",
-                         "write overrides as KEY VALUE pairs")
+        raise InputError(
+            "command line",
+            f"the override {opts[-1]} has no value",
+            "write overrides as KEY VALUE pairs",
+        )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         _merge_override(cfg, key, text)
 
 
 def _merge_file(cfg: CfgNode, path: str) -> None:
     if not Path(path).is_file():
-        raise InputError(path, "the config file does not exist",
-                         "give a path to a YAML file, for instance configs/imagenet/X50_32x4d.yaml")
+        raise InputError(
+            path,
+            "the config file does not exist",
+            "give a path to a YAML file, for instance configs/imagenet/X50_32x4d.yaml",
+        )
     try:
         given = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=False))
         _coerce(given, cfg)
@@ -219,8 +232,9 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise _merge_error(cfg, path, error) from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(path, f"not readable as a YAML config ({' '.join(str(error).split())})",
-                         "mend the file") from error
+        raise InputError(
+            path, f"not readable as a YAML config ({' '.join(str(error).split())})", "mend the file"
+        ) from error
 
 
 def cfg_from_text(text: str, source: str) -> CfgNode:
@@ -237,8 +251,9 @@ def cfg_from_text(text: str, source: str) -> CfgNode:
 
 def _check_choice(source: str, key: str, value: Any, choices: tuple) -> None:
     if value not in choices:
-        raise InputError(source, f'{key} is "{value}"',
-                         f"set it to one of {', '.join(map(str, choices))}")
+        raise InputError(
+            source, f'{key} is "{value}"', f"set it to one of {', '.join(map(str, choices))}"
+        )
 
 
 def check_cfg(cfg: CfgNode, source: str) -> None:
@@ -249,8 +264,11 @@ def check_cfg(cfg: CfgNode, source: str) -> None:
         raise InputError(source, "SOLVER.AMP.ENABLED is True", 'set MODEL.PRECISION "bf16" instead')
     for entry in cfg.DATASETS.COCO_JSON:
         if not (isinstance(entry, list | tuple) and len(entry) == 3):
-            raise InputError(source, f"DATASETS.COCO_JSON holds {entry!r}",
-                             "write each entry as [name, json file, image folder]")
+            raise InputError(
+                source,
+                f"DATASETS.COCO_JSON holds {entry!r}",
+                "write each entry as [name, json file, image folder]",
+            )
     for key, value in flatten(cfg.SOLVER, "SOLVER.").items():
         if key.endswith(("IMS_PER_BATCH", "MAX_ITER")) and value < 1:
             raise InputError(source, f"{key} is {value}", "set it to 1 or more")

@@ -25,7 +25,7 @@ class InputError(ValueError):
         return type(self), (self.file, self.found, self.mend)
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (SIGINT, SIGTERM) and has saved its state."""
 
 
@@ -49,7 +49,7 @@ def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
             logging.shutdown()
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        except (Interrupted, KeyboardInterrupt) as stop:
+        except KeyboardInterrupt as stop:
             print(f"stopped: {stop or 'interrupted'}", file=sys.stderr)
             sys.exit(130)
 

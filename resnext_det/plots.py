@@ -52,13 +52,18 @@ def _draw_stage(axis, title: str, series: dict) -> None:
             axis.plot(iterations, values, label=name, linewidth=1)
     axis.set(title=title, xlabel="iteration", ylabel="loss", ylim=(0, None))
     handles, labels = axis.get_legend_handles_labels()
-    errors = [name for name in ("top1_error", "top5_error")
-              if f"classification/{name}" in series]
+    errors = [name for name in ("top1_error", "top5_error") if f"classification/{name}" in series]
     if errors:
         right = axis.twinx()
         for name, style in zip(errors, ("-", "--"), strict=False):
-            right.plot(*series[f"classification/{name}"], color="black", marker="o", markersize=3,
-                       linestyle=style, label=f"validation {name}")
+            right.plot(
+                *series[f"classification/{name}"],
+                color="black",
+                marker="o",
+                markersize=3,
+                linestyle=style,
+                label=f"validation {name}",
+            )
         right.set(ylabel="error (%)", ylim=(0, 100))
         more, names = right.get_legend_handles_labels()
         handles, labels = handles + more, labels + names
@@ -66,8 +71,9 @@ def _draw_stage(axis, title: str, series: dict) -> None:
     axis.grid(alpha=0.3)
 
 
-def precision_recall(precision: np.ndarray, class_names: Sequence[str], ap: dict[str, float],
-                     path: str | Path) -> None:
+def precision_recall(
+    precision: np.ndarray, class_names: Sequence[str], ap: dict[str, float], path: str | Path
+) -> None:
     """Precision against recall at IoU 0.5, a line a class, and their mean at several IoUs.
 
     Args:
@@ -80,8 +86,11 @@ def precision_recall(precision: np.ndarray, class_names: Sequence[str], ap: dict
     known = [k for k in range(precision.shape[2]) if not np.isnan(precision[0, :, k]).all()]
     # More lines than this cannot be told apart; then the best and worst classes are shown.
     for k in _extremes(precision, known):
-        left.plot(recall, precision[0, :, k],
-                  label=f"{class_names[k]} ({100 * precision[0, :, k].mean():.0f})")
+        left.plot(
+            recall,
+            precision[0, :, k],
+            label=f"{class_names[k]} ({100 * precision[0, :, k].mean():.0f})",
+        )
     left.set(title="IoU 0.5, by class (AP50)")
     for i, iou in ((0, 0.5), (2, 0.6), (4, 0.7), (6, 0.8), (8, 0.9)):
         mean = np.nanmean(precision[i][:, known], axis=1)
@@ -99,17 +108,19 @@ def _extremes(precision: np.ndarray, known: list[int], most: int = 10) -> list[i
     if len(known) <= most:
         return known
     ranked = sorted(known, key=lambda k: precision[0, :, k].mean())
-    return ranked[: most // 2] + ranked[-(most - most // 2):]
+    return ranked[: most // 2] + ranked[-(most - most // 2) :]
 
 
-def sheet(images: Sequence[np.ndarray], path: str | Path, *, columns: int,
-          titles: Sequence[str] = ()) -> None:
+def sheet(
+    images: Sequence[np.ndarray], path: str | Path, *, columns: int, titles: Sequence[str] = ()
+) -> None:
     """RGB images in a grid, row by row; the titles repeat along the top row."""
     rows = -(-len(images) // columns)
     height = max(image.shape[0] / image.shape[1] for image in images)
     figure = Figure(figsize=(4 * columns, 4 * height * rows + 0.4), layout="constrained")
-    for axis, image in zip(figure.subplots(rows, columns, squeeze=False).flat, images,
-                           strict=False):
+    for axis, image in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, images, strict=False
+    ):
         axis.imshow(image)
     for position, axis in enumerate(figure.axes):
         axis.axis("off")

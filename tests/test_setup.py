@@ -127,6 +127,8 @@ class FakeRun:
             return CompletedProcess(command, 1, "", "ERROR: no\nERROR: out of reach\n")
         if "--target" in command:
             write_wheel(Path(command[command.index("--target") + 1]))
+        if "wheel" in command:
+            (Path(command[command.index("-w") + 1]) / "detectron2-0.6-any.whl").write_text("")
         return CompletedProcess(command, 0, "", "")
 
 
@@ -218,10 +220,18 @@ def test_a_chosen_requirement_replaces_what_is_there(tmp_path):
     run = FakeRun(WORKS)
     done = installer.ensure("git+https://host/detectron2.git", run, tmp_path)
     assert done == "installed git+https://host/detectron2.git: 0.6 at /there/detectron2"
-    assert run.pip_calls == [
-        ["uninstall", "-q", "-y", "sal-detectron2", "detectron2"],
-        ["install", "-q", "--no-build-isolation", "git+https://host/detectron2.git"],
-    ]
+    build, remove, install = run.pip_calls
+    assert build[:4] == ["wheel", "-q", "--no-deps", "--no-build-isolation"]
+    assert build[-1] == "git+https://host/detectron2.git"
+    assert remove == ["uninstall", "-q", "-y", "sal-detectron2", "detectron2"]
+    assert install[:2] == ["install", "-q"] and install[2].endswith("/detectron2-0.6-any.whl")
+
+
+def test_a_requirement_that_does_not_build_changes_nothing(tmp_path):
+    run = FakeRun(failing="wheel")
+    with pytest.raises(installer.SetupError, match="ERROR: out of reach; nothing was changed"):
+        installer.ensure("git+https://host/detectron2.git", run, tmp_path)
+    assert [call[0] for call in run.pip_calls] == ["wheel"]
 
 
 def test_a_chosen_folder_is_given_to_pip_as_a_folder(tmp_path, monkeypatch):
@@ -229,7 +239,7 @@ def test_a_chosen_folder_is_given_to_pip_as_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = FakeRun(WORKS)
     installer.ensure("detectron2", run, tmp_path)  # pip alone would take this for a name
-    assert run.pip_calls[-1][-1] == str(tmp_path.resolve() / "detectron2")
+    assert run.pip_calls[0][-1] == str(tmp_path.resolve() / "detectron2")
 
 
 @pytest.mark.parametrize("requirement", ["", "git+https://host/detectron2.git"])
@@ -381,6 +391,15 @@ def test_naming_another_detectron2_runs_the_setup_again(ready):
     stamp.write_text("../d2\n")
     assert asked not in make("-n", "setup", "DETECTRON2=../d2", folder=ready).stdout
     assert "install" not in make("-n", "setup", folder=ready).stdout  # naming none keeps it
+
+
+def test_a_failed_setup_is_not_taken_for_done(ready):
+    python = ready / ".venv" / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$1" in requirements/*) exit 1;; esac\n')
+    python.chmod(0o755)
+    assert make("setup", "DETECTRON2=../d2", folder=ready).returncode != 0
+    assert "requirements/install" in make("-n", "setup", folder=ready).stdout
 
 
 @pytest.mark.parametrize("python, message", [

@@ -41,19 +41,25 @@ def detect(random_weights: bool) -> Path:
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--random-weights", action="store_true",
-                        help="train the detector without the classification weights, to compare")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="train the detector without the classification weights, to compare",
+    )
     args = parser.parse_args()
     write_demo(DATA)
     if not args.random_weights:
         classify()
     folder = detect(args.random_weights)
     if not args.random_weights:
-        curves = {"classification": folder / "classification" / "metrics.json",
-                  "RPN": folder / "rpn" / "metrics.json",
-                  "Fast R-CNN": folder / "fast_rcnn" / "metrics.json"}
+        curves = {
+            "classification": folder / "classification" / "metrics.json",
+            "RPN": folder / "rpn" / "metrics.json",
+            "Fast R-CNN": folder / "fast_rcnn" / "metrics.json",
+        }
         plots.training_curves(curves, folder / "pictures" / "curves.png")
     logger.info("AP, AP50 and the rest: %s", folder / "results.json")
     logger.info("pictures: %s", ", ".join(map(str, sorted((folder / "pictures").glob("*.png")))))

@@ -18,8 +18,9 @@ PAPER_RECIPE = Path(__file__).parents[1] / "configs" / "imagenet" / "X50_32x4d.y
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", default=str(PAPER_RECIPE))
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")

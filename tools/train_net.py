@@ -18,13 +18,17 @@ from resnext_det.errors import InputError, exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", default="")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--stage", choices=stages.STAGES, help="run this stage only")
-    parser.add_argument("--eval-only", action="store_true",
-                        help="score MODEL.WEIGHTS; without --config-file by its stored config")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="score MODEL.WEIGHTS; without --config-file by its stored config",
+    )
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-json", help=f"COCO-format annotations ({split})")
         parser.add_argument(f"--{split}-images", help=f"image folder ({split})")
@@ -39,8 +43,9 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if bool(json_file) != bool(images):
             given, lacking = ("json", "images") if json_file else ("images", "json")
-            raise InputError("command line", f"--{split}-{given} is given alone",
-                             f"add --{split}-{lacking}")
+            raise InputError(
+                "command line", f"--{split}-{given} is given alone", f"add --{split}-{lacking}"
+            )
         if json_file:
             name = f"custom_{split}"
             cfg.DATASETS.COCO_JSON = [*cfg.DATASETS.COCO_JSON, [name, json_file, images]]

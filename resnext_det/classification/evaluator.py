@@ -24,5 +24,9 @@ class ErrorEvaluator(DatasetEvaluator):
     def evaluate(self) -> dict[str, dict[str, float]]:
         counts = comm.all_gather((self.images, self.hits1, self.hits5))
         images, hits1, hits5 = torch.tensor(counts, dtype=torch.float64).sum(0).tolist()
-        return {"classification": {"top1_error": 100 * (1 - hits1 / images),
-                                   "top5_error": 100 * (1 - hits5 / images)}}
+        return {
+            "classification": {
+                "top1_error": 100 * (1 - hits1 / images),
+                "top5_error": 100 * (1 - hits5 / images),
+            }
+        }

@@ -35,37 +35,53 @@ def with_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
         cfg.SOLVER.STEPS = tuple(round(e * per_epoch) for e in cfg.SOLVER.EPOCH_STEPS)
     cfg.SOLVER.STEPS = tuple(s for s in cfg.SOLVER.STEPS if s < cfg.SOLVER.MAX_ITER)
     cfg.freeze()
-    logger.info("%d images, %d iterations an epoch: %d iterations, learning rate divided at %s",
-                num_images, per_epoch, cfg.SOLVER.MAX_ITER, list(cfg.SOLVER.STEPS))
+    logger.info(
+        "%d images, %d iterations an epoch: %d iterations, learning rate divided at %s",
+        num_images,
+        per_epoch,
+        cfg.SOLVER.MAX_ITER,
+        list(cfg.SOLVER.STEPS),
+    )
     return cfg
 
 
 def build_train_loader(cfg: CfgNode, data: ImageFolder, start: int):
     """Batches {"image", "label"} of this process, from iteration ``start`` on."""
     batches = ResumableBatches(len(data), images_per_process(cfg), cfg.SEED, start=start)
-    return training_loader(data.__getitem__, batches, collate=images.collate,
-                           num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return training_loader(
+        data.__getitem__, batches, collate=images.collate, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
 
 
 def build_test_loader(cfg: CfgNode, data: ImageFolder) -> torch.utils.data.DataLoader:
     """This process's share of the validation images, in order, none twice."""
     return torch.utils.data.DataLoader(
-        data, cfg.DATA.TEST_BATCH_SIZE, sampler=InferenceSampler(len(data)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=images.collate,
-        worker_init_fn=one_thread)
+        data,
+        cfg.DATA.TEST_BATCH_SIZE,
+        sampler=InferenceSampler(len(data)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=images.collate,
+        worker_init_fn=one_thread,
+    )
 
 
 def evaluate(cfg: CfgNode, model: torch.nn.Module, data: ImageFolder) -> dict:
     """{"classification": {"top1_error", "top5_error"}} in percent, single centre crop."""
     results = inference_on_dataset(model, build_test_loader(cfg, data), ErrorEvaluator())
     errors = results["classification"]
-    logger.info("top-1 error %.2f %%, top-5 error %.2f %% on %d images (crop %d)",
-                errors["top1_error"], errors["top5_error"], len(data), cfg.DATA.CROP_SIZE)
+    logger.info(
+        "top-1 error %.2f %%, top-5 error %.2f %% on %d images (crop %d)",
+        errors["top1_error"],
+        errors["top5_error"],
+        len(data),
+        cfg.DATA.CROP_SIZE,
+    )
     return results
 
 
-def record_of(cfg: CfgNode, model: Classifier, class_names: list[str],
-              top1_error: float | None) -> WeightsRecord:
+def record_of(
+    cfg: CfgNode, model: Classifier, class_names: list[str], top1_error: float | None
+) -> WeightsRecord:
     return WeightsRecord(
         kind="classification",
         architecture=model.trunk.architecture.as_dict(),
@@ -97,17 +113,25 @@ def train(cfg: CfgNode, resume: bool) -> dict:
     cfg = with_epochs(cfg, len(train_data))
     record_run(cfg)
     model = build_classifier(cfg, len(train_data.classes))
-    logger.info("%s with %d classes, %.2f M parameters", model.trunk.architecture.name,
-                len(train_data.classes), sum(p.numel() for p in model.parameters()) / 1e6)
-    trainer = Trainer(cfg, model, functools.partial(build_train_loader, cfg, train_data),
-                      evaluate=lambda: evaluate(cfg, model, val_data),
-                      eval_period=cfg.TEST.EVAL_PERIOD)
-    trainer.fit(resume)
-    results = evaluate(cfg, model, val_data)
+    logger.info(
+        "%s with %d classes, %.2f M parameters",
+        model.trunk.architecture.name,
+        len(train_data.classes),
+        sum(p.numel() for p in model.parameters()) / 1e6,
+    )
+    results: dict = {}
+
+    def score() -> dict:
+        results.update(evaluate(cfg, model, val_data))
+        return results
+
+    loader = functools.partial(build_train_loader, cfg, train_data)
+    Trainer(cfg, model, loader, evaluate=score, eval_period=cfg.TEST.EVAL_PERIOD).fit(resume)
     if comm.is_main_process():
         top1 = results["classification"]["top1_error"]
-        save_weights(final, model.trunk.state_dict(),
-                     record_of(cfg, model, train_data.classes, top1))
+        save_weights(
+            final, model.trunk.state_dict(), record_of(cfg, model, train_data.classes, top1)
+        )
         write_json(folder_of(cfg, "results.json"), results)
         logger.info("weights: %s", final)
     return results
@@ -120,14 +144,21 @@ def evaluate_only(cfg: CfgNode) -> dict:
         InputError: no weights are named, or their classes are not the folder's.
     """
     if not cfg.MODEL.WEIGHTS:
-        raise InputError("MODEL.WEIGHTS", "is empty, and --eval-only needs trained weights",
-                         "add MODEL.WEIGHTS path/to/model_final.safetensors")
+        raise InputError(
+            "MODEL.WEIGHTS",
+            "is empty, and --eval-only needs trained weights",
+            "add MODEL.WEIGHTS path/to/model_final.safetensors",
+        )
     val = images.class_folder(cfg, "val", images.test_transform(cfg))
     model = build_classifier(cfg, len(val.classes))
     record = load_weights(model.trunk, cfg.MODEL.WEIGHTS)
     if record.class_names != val.classes:
-        raise InputError(val.root, f"has classes {val.classes[:3]} ..., {cfg.MODEL.WEIGHTS} was "
-                         f"trained on {record.class_names[:3]} ...", "give the same classes")
+        raise InputError(
+            val.root,
+            f"has classes {val.classes[:3]} ..., {cfg.MODEL.WEIGHTS} was "
+            f"trained on {record.class_names[:3]} ...",
+            "give the same classes",
+        )
     results = evaluate(cfg, model, val)
     if comm.is_main_process():
         write_json(folder_of(cfg, "results.json"), results)

@@ -27,8 +27,9 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> N
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
     DatasetCatalog.register(name, functools.partial(load_coco, name))
-    MetadataCatalog.get(name).set(json_file=str(json_file), image_root=str(image_root),
-                                  evaluator_type="coco")
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
+    )
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -42,8 +43,11 @@ def register_from_config(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
-                raise InputError(f"DATASETS.{key}", f"{name} is not a known data set",
-                                 "add [name, json, images] to DATASETS.COCO_JSON")
+                raise InputError(
+                    f"DATASETS.{key}",
+                    f"{name} is not a known data set",
+                    "add [name, json, images] to DATASETS.COCO_JSON",
+                )
 
 
 def read_coco(json_file: str | Path) -> dict[str, Any]:
@@ -68,16 +72,21 @@ def _parse(json_file: str | Path) -> Any:
         return json.loads(Path(json_file).read_bytes())
     except FileNotFoundError as error:
         raise InputError(
-            json_file, "the annotation file does not exist",
+            json_file,
+            "the annotation file does not exist",
             "check DATASETS.COCO_JSON or --train-json / --val-json; COCO itself is looked for "
-            "under $DETECTRON2_DATASETS (default ./datasets)") from error
+            "under $DETECTRON2_DATASETS (default ./datasets)",
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(json_file, f"cannot be read as JSON ({error})", "mend the file") from error
 
 
 def _check_entries(json_file, content: dict) -> None:
-    fields = {"images": ("id", "file_name", "height", "width"), "categories": ("id", "name"),
-              "annotations": ("id", "image_id", "category_id", "bbox")}
+    fields = {
+        "images": ("id", "file_name", "height", "width"),
+        "categories": ("id", "name"),
+        "annotations": ("id", "image_id", "category_id", "bbox"),
+    }
     for part, names in fields.items():
         seen: set[int] = set()
         for position, entry in enumerate(content[part]):
@@ -86,11 +95,15 @@ def _check_entries(json_file, content: dict) -> None:
             if missing:
                 raise InputError(json_file, f"{where} has no {missing[0]}", "add it")
             if type(entry["id"]) is not int:
-                raise InputError(json_file, f"{where} has the id {entry['id']!r}",
-                                 "make it a whole number")
+                raise InputError(
+                    json_file, f"{where} has the id {entry['id']!r}", "make it a whole number"
+                )
             if entry["id"] in seen:
-                raise InputError(json_file, f"{where} repeats the id {entry['id']}",
-                                 "give every entry an id of its own")
+                raise InputError(
+                    json_file,
+                    f"{where} repeats the id {entry['id']}",
+                    "give every entry an id of its own",
+                )
             seen.add(entry["id"])
 
 
@@ -101,30 +114,48 @@ def _check_annotations(json_file, content: dict) -> None:
     for entry in content["annotations"]:
         where = f"annotation {entry['id']} (image {entry['image_id']})"
         if entry["image_id"] not in images:
-            raise InputError(json_file, f"{where} belongs to no image of the file",
-                             "add the image or remove the annotation")
+            raise InputError(
+                json_file,
+                f"{where} belongs to no image of the file",
+                "add the image or remove the annotation",
+            )
         if entry["category_id"] not in categories:
-            raise InputError(json_file, f"{where} has the undeclared category "
-                             f"{entry['category_id']}; declared are {sorted(categories)}",
-                             "declare it under categories or correct the annotation")
+            raise InputError(
+                json_file,
+                f"{where} has the undeclared category "
+                f"{entry['category_id']}; declared are {sorted(categories)}",
+                "declare it under categories or correct the annotation",
+            )
         _check_box(json_file, where, entry["bbox"])
         filled += "iscrowd" not in entry or "area" not in entry
         entry.setdefault("iscrowd", 0)
         entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
     if filled:
-        logger.info("%s: iscrowd or area filled in for %d annotations (0; width x height)",
-                    json_file, filled)
+        logger.info(
+            "%s: iscrowd or area filled in for %d annotations (0; width x height)",
+            json_file,
+            filled,
+        )
 
 
 def _check_box(json_file, where: str, box: Any) -> None:
-    numbers = (isinstance(box, list) and len(box) == 4
-               and all(type(v) in (int, float) and math.isfinite(v) for v in box))
+    numbers = (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(v) in (int, float) and math.isfinite(v) for v in box)
+    )
     if not numbers:
-        raise InputError(json_file, f"{where} has the bbox {box!r}",
-                         "write it as four numbers [x, y, width, height] in pixels")
+        raise InputError(
+            json_file,
+            f"{where} has the bbox {box!r}",
+            "write it as four numbers [x, y, width, height] in pixels",
+        )
     if box[2] <= 0 or box[3] <= 0:
-        raise InputError(json_file, f"{where} has a box without area, {box}",
-                         "remove it or correct its width and height")
+        raise InputError(
+            json_file,
+            f"{where} has a box without area, {box}",
+            "remove it or correct its width and height",
+        )
 
 
 def _image_paths(name: str, json_file, image_root, images: Iterable[dict]) -> dict[int, str]:
@@ -134,11 +165,15 @@ def _image_paths(name: str, json_file, image_root, images: Iterable[dict]) -> di
     for image in images:
         path = Path(image_root, image["file_name"])
         if path.parent not in listed:
-            listed[path.parent] = ({p.name for p in path.parent.iterdir()}
-                                   if path.parent.is_dir() else set())
+            listed[path.parent] = (
+                {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            )
         if path.name not in listed[path.parent]:
-            raise InputError(json_file, f"image {image['id']} is not at {path}",
-                             f"check the image folder of {name} ({image_root})")
+            raise InputError(
+                json_file,
+                f"image {image['id']} is not at {path}",
+                f"check the image folder of {name} ({image_root})",
+            )
         paths[image["id"]] = str(path)
     return paths
 
@@ -156,14 +191,24 @@ def load_coco(name: str) -> list[dict[str, Any]]:
     ids = set_classes(name, content)
     paths = _image_paths(name, meta.json_file, meta.image_root, content["images"])
     records = {
-        image["id"]: {"file_name": paths[image["id"]], "image_id": image["id"],
-                      "height": image["height"], "width": image["width"], "annotations": []}
+        image["id"]: {
+            "file_name": paths[image["id"]],
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": [],
+        }
         for image in content["images"]
     }
     for entry in content["annotations"]:
-        records[entry["image_id"]]["annotations"].append({
-            "bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": entry["iscrowd"],
-            "category_id": ids[entry["category_id"]]})
+        records[entry["image_id"]]["annotations"].append(
+            {
+                "bbox": entry["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "iscrowd": entry["iscrowd"],
+                "category_id": ids[entry["category_id"]],
+            }
+        )
     return list(records.values())
 
 
@@ -196,4 +241,5 @@ def check_same_classes(first: str, second: str) -> None:
             MetadataCatalog.get(second).json_file,
             f"its categories differ from those of {MetadataCatalog.get(first).json_file}: only "
             f"here {sorted(lists[1] - lists[0])[:5]}, only there {sorted(lists[0] - lists[1])[:5]}",
-            "give both files the same categories")
+            "give both files the same categories",
+        )

@@ -23,8 +23,9 @@ def read_rgb(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise InputError(path, f"cannot be read as an image ({error})",
-                         "replace or remove the file") from error
+        raise InputError(
+            path, f"cannot be read as an image ({error})", "replace or remove the file"
+        ) from error
 
 
 def class_folder(cfg: CfgNode, split: str, transform: v2.Transform) -> ImageFolder:
@@ -39,13 +40,18 @@ def class_folder(cfg: CfgNode, split: str, transform: v2.Transform) -> ImageFold
     folder = Path(cfg.DATA.ROOT, split)
     if not folder.is_dir():
         raise InputError(
-            folder.resolve(), f"no images found; the layout looked for is {LAYOUT}",
-            "set DATA.ROOT to your data set, or run `make demo`, which needs no data")
+            folder.resolve(),
+            f"no images found; the layout looked for is {LAYOUT}",
+            "set DATA.ROOT to your data set, or run `make demo`, which needs no data",
+        )
     try:
         return ImageFolder(str(folder), transform=transform, loader=read_rgb)
     except FileNotFoundError as error:
-        raise InputError(folder, f"{error}; the layout looked for is {LAYOUT}",
-                         "put every image into the folder of its class") from error
+        raise InputError(
+            folder,
+            f"{error}; the layout looked for is {LAYOUT}",
+            "put every image into the folder of its class",
+        ) from error
 
 
 def check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
@@ -53,9 +59,12 @@ def check_same_classes(train: ImageFolder, val: ImageFolder) -> None:
     only_train = sorted(set(train.classes) - set(val.classes))
     only_val = sorted(set(val.classes) - set(train.classes))
     if only_train or only_val:
-        raise InputError(Path(val.root), f"class folders differ from train's: only in train "
-                         f"{only_train[:5]}, only in val {only_val[:5]}",
-                         "give both the same class folders")
+        raise InputError(
+            Path(val.root),
+            f"class folders differ from train's: only in train "
+            f"{only_train[:5]}, only in val {only_val[:5]}",
+            "give both the same class folders",
+        )
 
 
 def _to_input(cfg: CfgNode) -> list[v2.Transform]:
@@ -68,8 +77,11 @@ def _to_input(cfg: CfgNode) -> list[v2.Transform]:
 
 def training_transform(cfg: CfgNode) -> v2.Transform:
     """Random area-and-aspect crop and flip (paper, Sec. 4: the augmentation of [38])."""
-    crop = v2.RandomResizedCrop(cfg.DATA.CROP_SIZE, scale=(cfg.DATA.MIN_CROP_AREA, 1.0),
-                                interpolation=v2.InterpolationMode.BICUBIC)
+    crop = v2.RandomResizedCrop(
+        cfg.DATA.CROP_SIZE,
+        scale=(cfg.DATA.MIN_CROP_AREA, 1.0),
+        interpolation=v2.InterpolationMode.BICUBIC,
+    )
     return v2.Compose([crop, v2.RandomHorizontalFlip(), *_to_input(cfg)])
 
 
@@ -84,5 +96,7 @@ test_transform.__test__ = False  # pytest would take an imported name that start
 
 def collate(samples: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
     """{"image": float32 (N, 3, H, W), "label": int64 (N,)}."""
-    return {"image": torch.stack([image for image, _ in samples]),
-            "label": torch.tensor([label for _, label in samples])}
+    return {
+        "image": torch.stack([image for image, _ in samples]),
+        "label": torch.tensor([label for _, label in samples]),
+    }

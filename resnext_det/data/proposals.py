@@ -49,15 +49,15 @@ class ProposalWriter:
         order = np.argsort(-objectness_logits, kind="stable")
         self.files["boxes"].write(np.ascontiguousarray(boxes[order], "<f4").tobytes())
         self.files["objectness_logits"].write(
-            np.ascontiguousarray(objectness_logits[order], "<f4").tobytes())
+            np.ascontiguousarray(objectness_logits[order], "<f4").tobytes()
+        )
         self.ids.append(int(image_id))
         self.counts.append(len(order))
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-        np.save(self.folder / f"{self.part}.index.npy",
-                np.array([self.ids, self.counts], np.int64))
+        np.save(self.folder / f"{self.part}.index.npy", np.array([self.ids, self.counts], np.int64))
 
 
 def join_parts(path: str | Path, parts: int, source: str) -> None:
@@ -74,8 +74,11 @@ def join_parts(path: str | Path, parts: int, source: str) -> None:
     starts = np.concatenate([np.cumsum(i[1]) - i[1] for i in index])
     order = np.argsort(ids, kind="stable")
     if len(np.unique(ids)) != len(ids):
-        raise InputError(path, "an image id appears twice among its images",
-                         "give every image of the data set an id of its own")
+        raise InputError(
+            path,
+            "an image id appears twice among its images",
+            "give every image of the data set an id of its own",
+        )
     offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype("<i8")
     aside = path.with_name(f".{path.name}.tmp")
     with open(aside, "wb") as out:
@@ -91,10 +94,12 @@ def join_parts(path: str | Path, parts: int, source: str) -> None:
 def _write_header(out, ids: np.ndarray, offsets: np.ndarray, source: str) -> None:
     """The safetensors header: its length (8 bytes, little-endian), then JSON."""
     images, rows = len(ids), int(offsets[-1])
-    shapes = {"image_ids": ("I64", [images], 8 * images),
-              "offsets": ("I64", [images + 1], 8 * (images + 1)),
-              "boxes": ("F32", [rows, 4], 16 * rows),
-              "objectness_logits": ("F32", [rows], 4 * rows)}
+    shapes = {
+        "image_ids": ("I64", [images], 8 * images),
+        "offsets": ("I64", [images + 1], 8 * (images + 1)),
+        "boxes": ("F32", [rows, 4], 16 * rows),
+        "objectness_logits": ("F32", [rows], 4 * rows),
+    }
     header: dict = {"__metadata__": {"format": FORMAT, "bbox_mode": "XYXY_ABS", "source": source}}
     start = 0
     for name, (dtype, shape, size) in shapes.items():
@@ -127,8 +132,11 @@ class ProposalFile:
 
     def _open(self) -> None:
         if not Path(self.path).is_file():
-            raise InputError(self.path, "the proposal file does not exist",
-                             "make it with train_net.py --stage proposals")
+            raise InputError(
+                self.path,
+                "the proposal file does not exist",
+                "make it with train_net.py --stage proposals",
+            )
         try:
             self._file = safe_open(self.path, framework="np")
             ids = self._file.get_tensor("image_ids")
@@ -136,20 +144,29 @@ class ProposalFile:
             self._boxes = self._file.get_slice("boxes")
             self._logits = self._file.get_slice("objectness_logits")
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(self.path, f"is not a whole proposal file ({error})",
-                             "make it again with train_net.py --stage proposals") from error
+            raise InputError(
+                self.path,
+                f"is not a whole proposal file ({error})",
+                "make it again with train_net.py --stage proposals",
+            ) from error
         self._check(ids)
         self._row = {int(image_id): i for i, image_id in enumerate(ids)}
 
     def _check(self, ids: np.ndarray) -> None:
         rows = self._boxes.get_shape()
-        good = (self._offsets.shape == (len(ids) + 1,) and self._offsets[0] == 0
-                and (np.diff(self._offsets) >= 0).all()
-                and rows == [int(self._offsets[-1]), 4]
-                and self._logits.get_shape() == rows[:1])
+        good = (
+            self._offsets.shape == (len(ids) + 1,)
+            and self._offsets[0] == 0
+            and (np.diff(self._offsets) >= 0).all()
+            and rows == [int(self._offsets[-1]), 4]
+            and self._logits.get_shape() == rows[:1]
+        )
         if not good:
-            raise InputError(self.path, "its offsets do not fit its boxes",
-                             "make it again with train_net.py --stage proposals")
+            raise InputError(
+                self.path,
+                "its offsets do not fit its boxes",
+                "make it again with train_net.py --stage proposals",
+            )
 
     def __getstate__(self) -> dict:
         return {"path": self.path}
@@ -171,6 +188,9 @@ class ProposalFile:
         """Raises InputError where an image of the data set has no proposals in the file."""
         missing = [i for i in image_ids if i not in self._row]
         if missing:
-            raise InputError(self.path, f"holds {len(self)} images, but not {len(missing)} of the "
-                             f"data set's {len(image_ids)} (for instance image {missing[0]})",
-                             "make it again for this data set with --stage proposals")
+            raise InputError(
+                self.path,
+                f"holds {len(self)} images, but not {len(missing)} of the "
+                f"data set's {len(image_ids)} (for instance image {missing[0]})",
+                "make it again for this data set with --stage proposals",
+            )

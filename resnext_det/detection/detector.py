@@ -41,8 +41,11 @@ def load_detector(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Modu
 
 def require_detector(record: WeightsRecord, path: str | Path) -> None:
     if record.kind != "detector":
-        raise InputError(path, f"holds {record.kind} weights, not a detector",
-                         "give the model_final.safetensors of a finished train_net.py run")
+        raise InputError(
+            path,
+            f"holds {record.kind} weights, not a detector",
+            "give the model_final.safetensors of a finished train_net.py run",
+        )
 
 
 def stored_cfg(path: str | Path) -> CfgNode:
@@ -78,7 +81,8 @@ def check_classes(record: WeightsRecord, path: str | Path, dataset: str) -> None
             MetadataCatalog.get(dataset).json_file,
             f"has the categories {_brief(names)}, {path} was trained on "
             f"{_brief(record.class_names)}",
-            "evaluate on a file with the detector's own category ids and names")
+            "evaluate on a file with the detector's own category ids and names",
+        )
 
 
 def _brief(names: list[str]) -> str:

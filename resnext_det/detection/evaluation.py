@@ -39,8 +39,13 @@ class BoxEvaluator(COCOEvaluator):
     """
 
     def __init__(self, name: str, output_dir: str, max_dets: int):
-        super().__init__(name, tasks=("bbox",), output_dir=output_dir, use_fast_impl=False,
-                         max_dets_per_image=max_dets)
+        super().__init__(
+            name,
+            tasks=("bbox",),
+            output_dir=output_dir,
+            use_fast_impl=False,
+            max_dets_per_image=max_dets,
+        )
         self._coco_api = coco_api(MetadataCatalog.get(name).json_file)
         self.precision: np.ndarray | None = None
 
@@ -69,22 +74,25 @@ class RecallEvaluator(DatasetEvaluator):
     def process(self, inputs, outputs) -> None:
         for x, output in zip(inputs, outputs, strict=True):
             if "proposals" in output:
-                self.predictions.append({"image_id": x["image_id"],
-                                         "proposals": output["proposals"].to("cpu")})
+                self.predictions.append(
+                    {"image_id": x["image_id"], "proposals": output["proposals"].to("cpu")}
+                )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         gathered = comm.gather(self.predictions)
         if not comm.is_main_process():
             return {}
         predictions = [p for share in gathered for p in share]
-        return {"proposals": {f"AR@{limit}": self._recall(predictions, limit)
-                              for limit in RECALL_AT}}
+        return {
+            "proposals": {f"AR@{limit}": self._recall(predictions, limit) for limit in RECALL_AT}
+        }
 
     def _recall(self, predictions: list[dict], limit: int) -> float:
         if not predictions:
             return 0.0
-        stats = _evaluate_box_proposals(predictions, self.coco, limit=limit,
-                                        thresholds=torch.tensor(IOU_THRESHOLDS).float())
+        stats = _evaluate_box_proposals(
+            predictions, self.coco, limit=limit, thresholds=torch.tensor(IOU_THRESHOLDS).float()
+        )
         return 100 * float(stats["ar"])
 
 
@@ -105,14 +113,22 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
     if boxes.precision is not None:
         np.save(folder / "precision.npy", boxes.precision)
     box, recall = results["bbox"], results["proposals"]
-    logger.info("%s: AP %.1f, AP50 %.1f (%d detections an image at most); %s", name, box["AP"],
-                box["AP50"], cfg.TEST.DETECTIONS_PER_IMAGE,
-                ", ".join(f"{k} {v:.1f}" for k, v in recall.items()))
+    logger.info(
+        "%s: AP %.1f, AP50 %.1f (%d detections an image at most); %s",
+        name,
+        box["AP"],
+        box["AP50"],
+        cfg.TEST.DETECTIONS_PER_IMAGE,
+        ", ".join(f"{k} {v:.1f}" for k, v in recall.items()),
+    )
     return dict(results)
 
 
 def _check_has_objects(boxes: BoxEvaluator) -> None:
     annotations = boxes._coco_api.dataset["annotations"]
     if all(entry["iscrowd"] for entry in annotations):
-        raise InputError(boxes._metadata.json_file, "holds no object that is not a crowd, so "
-                         "there is no AP", "give a validation file with objects")
+        raise InputError(
+            boxes._metadata.json_file,
+            "holds no object that is not a crowd, so there is no AP",
+            "give a validation file with objects",
+        )

@@ -33,8 +33,11 @@ class ProposalMapper:
         record = dict(record)
         if self.proposals is not None:
             boxes, logits = self.proposals[record["image_id"]]
-            record.update(proposal_boxes=boxes, proposal_objectness_logits=logits,
-                          proposal_bbox_mode=BoxMode.XYXY_ABS)
+            record.update(
+                proposal_boxes=boxes,
+                proposal_objectness_logits=logits,
+                proposal_bbox_mode=BoxMode.XYXY_ABS,
+            )
         return self.mapper(record)
 
 
@@ -48,16 +51,24 @@ def load_records(cfg: CfgNode) -> list[dict]:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = len(records)
         records = filter_images_with_only_crowd_annotations(records)
-        logger.info("%d of %d training images have objects; the others are left out "
-                    "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)", len(records), before)
+        logger.info(
+            "%d of %d training images have objects; the others are left out "
+            "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)",
+            len(records),
+            before,
+        )
     if not records:
-        raise InputError("DATASETS.TRAIN", f"{list(cfg.DATASETS.TRAIN)} hold no image with an "
-                         "object that is not a crowd", "check iscrowd in the annotation file")
+        raise InputError(
+            "DATASETS.TRAIN",
+            f"{list(cfg.DATASETS.TRAIN)} hold no image with an object that is not a crowd",
+            "check iscrowd in the annotation file",
+        )
     return records
 
 
-def build_train_loader(cfg: CfgNode, start: int,
-                       proposals: ProposalFile | None = None) -> torch.utils.data.DataLoader:
+def build_train_loader(
+    cfg: CfgNode, start: int, proposals: ProposalFile | None = None
+) -> torch.utils.data.DataLoader:
     """Batches of Detectron2's input dicts from iteration ``start`` on.
 
     Args:
@@ -69,16 +80,23 @@ def build_train_loader(cfg: CfgNode, start: int,
         proposals.check_covers([record["image_id"] for record in records])
     wide = [int(record["width"] > record["height"]) for record in records]
     batches = ResumableBatches(
-        len(records), images_per_process(cfg), cfg.SEED, start=start,
-        groups=wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None)
+        len(records),
+        images_per_process(cfg),
+        cfg.SEED,
+        start=start,
+        groups=wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+    )
     data = MapDataset(DatasetFromList(records, copy=False), ProposalMapper(cfg, proposals))
-    return training_loader(data.__getitem__, batches, num_workers=cfg.DATALOADER.NUM_WORKERS,
-                           collate=list)
+    return training_loader(
+        data.__getitem__, batches, num_workers=cfg.DATALOADER.NUM_WORKERS, collate=list
+    )
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
     """Every image of a data set once over all processes, resized by INPUT.*_SIZE_TEST."""
     return build_detection_test_loader(
-        DatasetCatalog.get(name), mapper=DatasetMapper(cfg, is_train=False),
-        batch_size=cfg.TEST.IMS_PER_BATCH, num_workers=cfg.DATALOADER.NUM_WORKERS)
-
+        DatasetCatalog.get(name),
+        mapper=DatasetMapper(cfg, is_train=False),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )

@@ -26,8 +26,9 @@ class NonSharedRCNN(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, rpn: nn.Module, fast_rcnn: nn.Module, proposals_topk: int,
-                 detection_topk: int):
+    def __init__(
+        self, *, rpn: nn.Module, fast_rcnn: nn.Module, proposals_topk: int, detection_topk: int
+    ):
         super().__init__()
         self.rpn, self.fast_rcnn = rpn, fast_rcnn
         self.proposals_topk, self.detection_topk = proposals_topk, detection_topk
@@ -71,8 +72,9 @@ class NonSharedRCNN(nn.Module):
         detections, _ = self.fast_rcnn.roi_heads(images, features, first, None)
         return [
             self._output(x, size, found, best[: self.proposals_topk])
-            for x, size, found, best in zip(batched_inputs, images.image_sizes, detections,
-                                            proposals, strict=True)
+            for x, size, found, best in zip(
+                batched_inputs, images.image_sizes, detections, proposals, strict=True
+            )
         ]
 
     def _propose(self, images: ImageList) -> list[Instances]:

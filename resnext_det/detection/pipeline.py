@@ -35,9 +35,11 @@ def prepare(cfg: CfgNode) -> None:
     if cfg.MODEL.WEIGHTS:
         record = read_record(cfg.MODEL.WEIGHTS)
         if record.kind != "classification":
-            raise InputError(cfg.MODEL.WEIGHTS, f"holds {record.kind} weights; training starts "
-                             "from classification weights",
-                             "give those, or \"\" to start from random ones")
+            raise InputError(
+                cfg.MODEL.WEIGHTS,
+                f"holds {record.kind} weights; training starts from classification weights",
+                'give those, or "" to start from random ones',
+            )
         apply_record(cfg, record, cfg.MODEL.WEIGHTS)
 
 
@@ -45,8 +47,12 @@ def _load_data_sets(cfg: CfgNode) -> None:
     coco.register_from_config(cfg)
     for key in ("TRAIN", "TEST"):
         if not cfg.DATASETS[key]:
-            raise InputError("config", f"DATASETS.{key} is empty", "name a data set there, or give "
-                             f"--{'train' if key == 'TRAIN' else 'val'}-json and -images")
+            raise InputError(
+                "config",
+                f"DATASETS.{key} is empty",
+                "name a data set there, or give "
+                f"--{'train' if key == 'TRAIN' else 'val'}-json and -images",
+            )
     first = cfg.DATASETS.TRAIN[0]
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         logger.info("%s: %d images, all entries checked", name, len(DatasetCatalog.get(name)))
@@ -87,8 +93,11 @@ def _require_earlier(cfg: CfgNode, stage: str) -> None:
     for earlier in stages.STAGES[: stages.STAGES.index(stage)]:
         path = stages.stage_file(cfg, earlier)
         if not path.exists():
-            raise InputError(path, f"stage {stage} needs this file, which stage {earlier} writes",
-                             f"run --stage {earlier} first, or leave --stage away")
+            raise InputError(
+                path,
+                f"stage {stage} needs this file, which stage {earlier} writes",
+                f"run --stage {earlier} first, or leave --stage away",
+            )
 
 
 def finish(cfg: CfgNode) -> None:
@@ -114,8 +123,11 @@ def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
         InputError: no detector weights, or a config that they do not fit.
     """
     if not weights:
-        raise InputError("MODEL.WEIGHTS", "is empty, and --eval-only needs a trained detector",
-                         "add MODEL.WEIGHTS path/to/model_final.safetensors")
+        raise InputError(
+            "MODEL.WEIGHTS",
+            "is empty, and --eval-only needs a trained detector",
+            "add MODEL.WEIGHTS path/to/model_final.safetensors",
+        )
     record = read_record(weights)
     require_detector(record, weights)
     stored = stored_cfg(weights)
@@ -134,8 +146,11 @@ def evaluate_only(cfg: CfgNode, weights: str) -> dict:
     """Score ``weights`` with a config from `evaluation_cfg`."""
     coco.register_from_config(cfg)
     if not cfg.DATASETS.TEST:
-        raise InputError("config", "DATASETS.TEST is empty",
-                         "name a data set there, or give --val-json and --val-images")
+        raise InputError(
+            "config",
+            "DATASETS.TEST is empty",
+            "name a data set there, or give --val-json and --val-images",
+        )
     record = read_record(weights)
     for name in cfg.DATASETS.TEST:
         logger.info("%s: %d images, all entries checked", name, len(DatasetCatalog.get(name)))

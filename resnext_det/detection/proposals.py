@@ -46,8 +46,11 @@ def dump_proposals(cfg: CfgNode, model: nn.Module, names: list[str], path: str |
         for batch in tqdm(loader, desc=f"proposals {name}", disable=not comm.is_main_process()):
             for x, output in zip(batch, model(batch), strict=True):
                 found = output["proposals"]
-                writer.add(x["image_id"], found.proposal_boxes.tensor.cpu().numpy(),
-                           found.objectness_logits.cpu().numpy())
+                writer.add(
+                    x["image_id"],
+                    found.proposal_boxes.tensor.cpu().numpy(),
+                    found.objectness_logits.cpu().numpy(),
+                )
     writer.close()
     comm.synchronize()
     if comm.is_main_process():

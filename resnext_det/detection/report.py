@@ -35,8 +35,10 @@ def draw(cfg: CfgNode, model: nn.Module, results: dict[str, dict]) -> None:
 
 
 def _draw_curves(cfg: CfgNode, folder: Path) -> None:
-    metrics = {"RPN": Path(cfg.OUTPUT_DIR, "rpn", "metrics.json"),
-               "Fast R-CNN": Path(cfg.OUTPUT_DIR, "fast_rcnn", "metrics.json")}
+    metrics = {
+        "RPN": Path(cfg.OUTPUT_DIR, "rpn", "metrics.json"),
+        "Fast R-CNN": Path(cfg.OUTPUT_DIR, "fast_rcnn", "metrics.json"),
+    }
     found = {stage: path for stage, path in metrics.items() if path.exists()}
     if found:
         plots.training_curves(found, folder / "curves.png")
@@ -45,9 +47,12 @@ def _draw_curves(cfg: CfgNode, folder: Path) -> None:
 def _draw_precision(cfg: CfgNode, folder: Path, name: str, results: dict) -> None:
     curves = Path(cfg.OUTPUT_DIR, "inference", name, "precision.npy")
     if curves.exists():
-        plots.precision_recall(np.load(curves, allow_pickle=False),
-                               MetadataCatalog.get(name).thing_classes, results["bbox"],
-                               folder / "precision_recall.png")
+        plots.precision_recall(
+            np.load(curves, allow_pickle=False),
+            MetadataCatalog.get(name).thing_classes,
+            results["bbox"],
+            folder / "precision_recall.png",
+        )
 
 
 def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> None:
@@ -63,16 +68,25 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
         truth = _truth(image, record, meta)
         detections += [truth, _predictions(image, output["instances"], meta)]
         proposals += [truth, _proposals(image, output.get("proposals"), meta)]
-    plots.sheet(detections, folder / "detections.png", columns=4,
-                titles=["ground truth", f"detections, score over {SCORE_SHOWN:g}"])
-    plots.sheet(proposals, folder / "proposals.png", columns=4,
-                titles=["ground truth", f"the RPN's best {PROPOSALS_SHOWN} proposals"])
+    plots.sheet(
+        detections,
+        folder / "detections.png",
+        columns=4,
+        titles=["ground truth", f"detections, score over {SCORE_SHOWN:g}"],
+    )
+    plots.sheet(
+        proposals,
+        folder / "proposals.png",
+        columns=4,
+        titles=["ground truth", f"the RPN's best {PROPOSALS_SHOWN} proposals"],
+    )
 
 
 def _canvas(image: np.ndarray, meta) -> Visualizer:
     # Small images are drawn larger, or the labels would hide the objects.
-    return Visualizer(image, meta, scale=max(1.0, 480 / image.shape[1]),
-                      instance_mode=ColorMode.IMAGE)
+    return Visualizer(
+        image, meta, scale=max(1.0, 480 / image.shape[1]), instance_mode=ColorMode.IMAGE
+    )
 
 
 def _truth(image: np.ndarray, record: dict, meta) -> np.ndarray:

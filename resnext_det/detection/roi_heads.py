@@ -51,7 +51,8 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
             ),
             "res5": build_stage(architecture, 5, norm),
             "box_predictor": FastRCNNOutputLayers(
-                cfg, ShapeSpec(channels=channels, height=1, width=1)),
+                cfg, ShapeSpec(channels=channels, height=1, width=1)
+            ),
         }
 
     def _shared_roi_transform(self, features, boxes) -> torch.Tensor:

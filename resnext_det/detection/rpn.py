@@ -29,5 +29,6 @@ class NonSharedRPN(RPN):
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
         if self.training:
             return []
-        return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas,
-                                         image_sizes)
+        return super().predict_proposals(
+            anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+        )

@@ -31,14 +31,32 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final.safetensors"
 STAGES = ("rpn", "proposals", "fast_rcnn", "eval")
 # Keys that change where and how fast a stage runs, but not what it trains.
-FREE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.", "DATASETS.TEST",
-             "SOLVER.CHECKPOINT", "VIS_PERIOD", "PROPOSALS.")
+FREE_KEYS = (
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "DATALOADER.NUM_WORKERS",
+    "TEST.",
+    "DATASETS.TEST",
+    "SOLVER.CHECKPOINT",
+    "VIS_PERIOD",
+    "PROPOSALS.",
+)
+# Keys of the other network, which a stage does not see.
+OTHERS_KEYS = {
+    "rpn": ("SOLVER.FAST_RCNN.", "MODEL.ROI_"),
+    "fast_rcnn": ("SOLVER.RPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR."),
+}
 
 
 def stage_file(cfg: CfgNode, stage: str) -> Path:
     """The file whose presence says that a stage is finished."""
-    names = {"rpn": f"rpn/{FINAL}", "proposals": "proposals/train.safetensors",
-             "fast_rcnn": f"fast_rcnn/{FINAL}", "join": FINAL, "eval": "results.json"}
+    names = {
+        "rpn": f"rpn/{FINAL}",
+        "proposals": "proposals/train.safetensors",
+        "fast_rcnn": f"fast_rcnn/{FINAL}",
+        "join": FINAL,
+        "eval": "results.json",
+    }
     return Path(cfg.OUTPUT_DIR, names[stage])
 
 
@@ -55,14 +73,15 @@ def network_cfg(cfg: CfgNode, stage: str) -> CfgNode:
 def check_unchanged(cfg: CfgNode, stage: str) -> None:
     """Raises InputError where a finished network was trained with other settings than now."""
     path = stage_file(cfg, stage)
-    other = "SOLVER.FAST_RCNN." if stage == "rpn" else "SOLVER.RPN."
     then = flatten(cfg_from_text(read_record(path).config, str(path)))
     now = flatten(cfg_from_text(network_cfg(cfg, stage).dump(), "config"))
     for key, value in now.items():
-        if not key.startswith((*FREE_KEYS, other)) and then.get(key) != value:
-            raise InputError(path, f"was trained with {key} {then.get(key)!r}, the config now says "
-                             f"{value!r}", f"choose another OUTPUT_DIR, or remove {path.parent} to "
-                             "train this network again")
+        if not key.startswith((*FREE_KEYS, *OTHERS_KEYS[stage])) and then.get(key) != value:
+            raise InputError(
+                path,
+                f"was trained with {key} {then.get(key)!r}, the config now says {value!r}",
+                f"choose another OUTPUT_DIR, or remove {path.parent} to train this network again",
+            )
 
 
 def _initial_model(cfg: CfgNode, stage: str) -> nn.Module:
@@ -84,16 +103,22 @@ def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
         stage: "rpn" or "fast_rcnn"; the latter reads the proposal file.
     """
     own = network_cfg(cfg, stage)
-    logger.info("stage %s: %d iterations of %d images, learning rate %g, divided at %s", stage,
-                own.SOLVER.MAX_ITER, own.SOLVER.IMS_PER_BATCH, own.SOLVER.BASE_LR,
-                list(own.SOLVER.STEPS))
+    logger.info(
+        "stage %s: %d iterations of %d images, learning rate %g, divided at %s",
+        stage,
+        own.SOLVER.MAX_ITER,
+        own.SOLVER.IMS_PER_BATCH,
+        own.SOLVER.BASE_LR,
+        list(own.SOLVER.STEPS),
+    )
     stored = ProposalFile(stage_file(cfg, "proposals")) if stage == "fast_rcnn" else None
     model = _initial_model(own, stage)
     loader = functools.partial(build_train_loader, own, proposals=stored)
     Trainer(own, model, loader).fit(resume)
     if comm.is_main_process():
-        save_weights(stage_file(cfg, stage), model.state_dict(),
-                     record_of(own, stage, own.DATASETS.TRAIN[0]))
+        save_weights(
+            stage_file(cfg, stage), model.state_dict(), record_of(own, stage, own.DATASETS.TRAIN[0])
+        )
     comm.synchronize()
 
 
@@ -110,8 +135,9 @@ def make_proposals(cfg: CfgNode) -> None:
 def join(cfg: CfgNode) -> None:
     """Both networks into one file, all that evaluation and prediction need."""
     parts = {stage: read_weights(stage_file(cfg, stage))[0] for stage in ("rpn", "fast_rcnn")}
-    tensors = {f"{stage}.{key}": value for stage, part in parts.items()
-               for key, value in part.items()}
+    tensors = {
+        f"{stage}.{key}": value for stage, part in parts.items() for key, value in part.items()
+    }
     record = record_of(cfg, "detector", cfg.DATASETS.TRAIN[0])
     save_weights(stage_file(cfg, "join"), tensors, record)
     logger.info("joined detector: %s", stage_file(cfg, "join"))

@@ -26,7 +26,8 @@ ARCHITECTURE_KEYS = {
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(
-            abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True))
+            abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True)
+        )
     return first == second
 
 
@@ -64,5 +65,8 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str) -> None:
 
 
 def _conflict(key: str, ours: Any, theirs: Any, source: str) -> InputError:
-    return InputError("config", f"{key} is {ours!r}, but {source} was trained with {theirs!r}",
-                      f"set {key} {theirs!r} or give other weights")
+    return InputError(
+        "config",
+        f"{key} is {ours!r}, but {source} was trained with {theirs!r}",
+        f"set {key} {theirs!r} or give other weights",
+    )

@@ -14,6 +14,9 @@ def images_per_process(cfg: CfgNode) -> int:
     """
     total, processes = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if total % processes:
-        raise InputError("SOLVER.IMS_PER_BATCH", f"{total} images do not divide among {processes} "
-                         "processes", f"set it to a multiple of {processes}")
+        raise InputError(
+            "SOLVER.IMS_PER_BATCH",
+            f"{total} images do not divide among {processes} processes",
+            f"set it to a multiple of {processes}",
+        )
     return total // processes

@@ -46,8 +46,11 @@ class RunCheckpointer(DetectionCheckpointer):
         try:
             return torch.load(filename, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-            raise InputError(filename, f"is not a whole checkpoint ({str(error).splitlines()[0]})",
-                             "remove it; the run then resumes from the one before") from error
+            raise InputError(
+                filename,
+                f"is not a whole checkpoint ({str(error).splitlines()[0]})",
+                "remove it; the run then resumes from the one before",
+            ) from error
 
     def newest(self) -> str | None:
         """The newest checkpoint that can be read; broken ones are named and passed over."""

@@ -17,12 +17,17 @@ logger = logging.getLogger(__name__)
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """``--num-gpus``, ``--num-machines``, ``--machine-rank``, ``--dist-url``, as Detectron2's."""
-    parser.add_argument("--num-gpus", type=int, default=None,
-                        help="GPUs on this machine (default: 1 if there is one, else the CPU)")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=None,
+        help="GPUs on this machine (default: 1 if there is one, else the CPU)",
+    )
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
-    parser.add_argument("--dist-url", default="auto",
-                        help="address of machine 0, for instance tcp://host:29500")
+    parser.add_argument(
+        "--dist-url", default="auto", help="address of machine 0, for instance tcp://host:29500"
+    )
 
 
 def launch(main: Callable, args: argparse.Namespace) -> None:
@@ -43,10 +48,19 @@ def launch(main: Callable, args: argparse.Namespace) -> None:
     found = torch.cuda.device_count()
     wanted = min(found, 1) if args.num_gpus is None else args.num_gpus
     if wanted > found:
-        raise InputError("--num-gpus", f"asks for {wanted}, this machine has {found}",
-                         "give a smaller number, or none to run on the CPU")
-    detectron2_launch(main, max(wanted, 1), num_machines=args.num_machines,
-                      machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,))
+        raise InputError(
+            "--num-gpus",
+            f"asks for {wanted}, this machine has {found}",
+            "give a smaller number, or none to run on the CPU",
+        )
+    detectron2_launch(
+        main,
+        max(wanted, 1),
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
 
 
 def _join_torchrun() -> None:

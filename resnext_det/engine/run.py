@@ -56,13 +56,17 @@ def start_run(cfg: CfgNode, *, new: bool) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     if new and (folder / "run.json").exists():
-        raise InputError(folder, "holds a run already (run.json)",
-                         "add --resume to go on with it, or choose another OUTPUT_DIR")
+        raise InputError(
+            folder,
+            "holds a run already (run.json)",
+            "add --resume to go on with it, or choose another OUTPUT_DIR",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(folder, f"cannot be made ({error.strerror})",
-                         "choose an OUTPUT_DIR that can be written") from error
+        raise InputError(
+            folder, f"cannot be made ({error.strerror})", "choose an OUTPUT_DIR that can be written"
+        ) from error
     comm.synchronize()
     for name in ("resnext_det", "detectron2", "fvcore"):
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
@@ -79,8 +83,10 @@ def record_run(cfg: CfgNode) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     (folder / "config.yaml").write_text(cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    write_json(folder / "run.json", {"command": sys.argv, "started": started,
-                                     "environment": describe_environment()})
+    write_json(
+        folder / "run.json",
+        {"command": sys.argv, "started": started, "environment": describe_environment()},
+    )
 
 
 def folder_of(cfg: CfgNode, *parts: str) -> Path:

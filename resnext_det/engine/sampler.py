@@ -34,8 +34,15 @@ class ResumableBatches(torch.utils.data.Sampler):
         start: number of batches to skip.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, *,
-                 groups: Sequence[int] | None = None, start: int = 0):
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        *,
+        groups: Sequence[int] | None = None,
+        start: int = 0,
+    ):
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.groups, self.start = groups, start
 
@@ -73,8 +80,13 @@ def one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def training_loader(read: Callable[[int], Any], batches: ResumableBatches, *, num_workers: int,
-                    collate: Callable[[list], Any]) -> torch.utils.data.DataLoader:
+def training_loader(
+    read: Callable[[int], Any],
+    batches: ResumableBatches,
+    *,
+    num_workers: int,
+    collate: Callable[[list], Any],
+) -> torch.utils.data.DataLoader:
     """The loader both trainers use: seeded samples in resumable batches."""
     return torch.utils.data.DataLoader(
         SeededDataset(read, batches.seed),

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.engine.defaults import default_writers
@@ -35,11 +34,19 @@ class Trainer(SimpleTrainer):
         cfg: SOLVER, SEED and OUTPUT_DIR are read; SEED must be set (>= 0).
         model: returns a dict of losses in training.
         build_loader: called with the first iteration, gives batches from there on.
-        evaluate: called every ``eval_period`` iterations and at the end; returns metrics.
+        evaluate: called every ``eval_period`` iterations (0: never) and at the end; returns
+            metrics.
     """
 
-    def __init__(self, cfg: CfgNode, model: nn.Module, build_loader: Callable[[int], Iterable], *,
-                 evaluate: Callable[[], dict] | None = None, eval_period: int = 0):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        build_loader: Callable[[int], Iterable],
+        *,
+        evaluate: Callable[[], dict] | None = None,
+        eval_period: int = 0,
+    ):
         model = distribute(model)
         optimizer = build_optimizer(cfg, model)
         super().__init__(model, None, optimizer)
@@ -57,10 +64,15 @@ class Trainer(SimpleTrainer):
             hooks.LRScheduler(optimizer=self.optimizer, scheduler=self.scheduler),
             hooks.EvalHook(eval_period, evaluate) if evaluate else None,
             hooks.PeriodicCheckpointer(
-                self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD,
-                max_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP) if main else None,
+                self.checkpointer,
+                cfg.SOLVER.CHECKPOINT_PERIOD,
+                max_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP,
+            )
+            if main
+            else None,
             hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=20)
-            if main else None,
+            if main
+            else None,
             StopOnSignal(self.checkpointer),
         ]
 
@@ -82,7 +94,3 @@ class Trainer(SimpleTrainer):
             self.train(start, self.max_iter)
         finally:
             self._data_loader_iter_obj = None  # ends the data workers
-
-
-def device_of(cfg: CfgNode) -> torch.device:
-    return torch.device(cfg.MODEL.DEVICE)

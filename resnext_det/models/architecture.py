@@ -40,20 +40,30 @@ class Architecture:
 
     def __post_init__(self):
         if self.depth not in BLOCKS_PER_STAGE:
-            raise InputError("MODEL.RESNETS", f"DEPTH is {self.depth}",
-                             f"choose one of {', '.join(map(str, BLOCKS_PER_STAGE))}")
+            raise InputError(
+                "MODEL.RESNETS",
+                f"DEPTH is {self.depth}",
+                f"choose one of {', '.join(map(str, BLOCKS_PER_STAGE))}",
+            )
         if self.cardinality < 1 or self.bottleneck_width < 1:
-            raise InputError("MODEL.RESNETS", f"NUM_GROUPS x WIDTH_PER_GROUP is "
-                             f"{self.cardinality} x {self.bottleneck_width}",
-                             "set both to 1 or more")
-        for name, channels in (("WIDTH_PER_GROUP", self.bottleneck_width),
-                               ("the stem's width", STEM_CHANNELS),
-                               ("res2's width", RES2_CHANNELS)):
+            raise InputError(
+                "MODEL.RESNETS",
+                f"NUM_GROUPS x WIDTH_PER_GROUP is {self.cardinality} x {self.bottleneck_width}",
+                "set both to 1 or more",
+            )
+        for name, channels in (
+            ("WIDTH_PER_GROUP", self.bottleneck_width),
+            ("the stem's width", STEM_CHANNELS),
+            ("res2's width", RES2_CHANNELS),
+        ):
             scaled = channels * self.width_multiplier
             if scaled < 1 or scaled != int(scaled):
-                raise InputError("MODEL.RESNETS", f"WIDTH_MULTIPLIER {self.width_multiplier} "
-                                 f"times {name} {channels} is {scaled:g}",
-                                 "choose numbers whose product is a whole number")
+                raise InputError(
+                    "MODEL.RESNETS",
+                    f"WIDTH_MULTIPLIER {self.width_multiplier} "
+                    f"times {name} {channels} is {scaled:g}",
+                    "choose numbers whose product is a whole number",
+                )
 
     @property
     def name(self) -> str:

@@ -22,16 +22,31 @@ class ResNeXt(ResNet):
     float32 for ``res2``..``res5`` (s = 4, 8, 16, 32), and {"linear": (N, num_classes)}.
     """
 
-    def __init__(self, architecture: Architecture, stem: nn.Module, stages: list, *,
-                 num_classes: int | None, out_features: list[str] | None, freeze_at: int,
-                 precision: str, channels_last: bool):
+    def __init__(
+        self,
+        architecture: Architecture,
+        stem: nn.Module,
+        stages: list,
+        *,
+        num_classes: int | None,
+        out_features: list[str] | None,
+        freeze_at: int,
+        precision: str,
+        channels_last: bool,
+    ):
         # ResNet cuts the stages behind the last feature, which would take the head's input away.
-        super().__init__(stem, stages, num_classes=num_classes,
-                         out_features=None if num_classes else out_features, freeze_at=freeze_at)
+        super().__init__(
+            stem,
+            stages,
+            num_classes=num_classes,
+            out_features=None if num_classes else out_features,
+            freeze_at=freeze_at,
+        )
         if num_classes and out_features:
             self._out_features = list(out_features)
         if num_classes:
-            self._out_feature_channels["linear"], self._out_feature_strides["linear"] = num_classes, None
+            self._out_feature_channels["linear"] = num_classes
+            self._out_feature_strides["linear"] = None
         self.architecture = architecture
         self.precision, self.channels_last = precision, channels_last
         if num_classes:
@@ -102,8 +117,9 @@ def build_resnext(
     Raises:
         InputError: unknown depth, or channels that are no whole numbers.
     """
-    architecture = Architecture(depth, cardinality, bottleneck_width, width_multiplier,
-                                stride_in_1x1)
+    architecture = Architecture(
+        depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1
+    )
     stem = BasicStem(in_channels, architecture.stem_channels, norm)
     return ResNeXt(
         architecture,

@@ -4,5 +4,13 @@ from .files import read_record, read_weights, save_weights
 from .load import LoadReport, load_all, load_trunk, load_weights
 from .record import WeightsRecord
 
-__all__ = ["LoadReport", "WeightsRecord", "load_all", "load_trunk", "load_weights",
-           "read_record", "read_weights", "save_weights"]
+__all__ = [
+    "LoadReport",
+    "WeightsRecord",
+    "load_all",
+    "load_trunk",
+    "load_weights",
+    "read_record",
+    "read_weights",
+    "save_weights",
+]

@@ -16,8 +16,9 @@ def save_weights(path: str | Path, tensors: dict[str, torch.Tensor], record: Wei
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # clone: safetensors refuses tensors that share memory or are not in NCHW order.
-    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-             for k, v in tensors.items()}
+    plain = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+    }
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(plain, aside, metadata=record.to_metadata())
@@ -48,10 +49,16 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], WeightsReco
 
 def _open(path: str | Path):
     if not Path(path).is_file():
-        raise InputError(path, "the weights file does not exist",
-                         "check MODEL.WEIGHTS (give \"\" to start from random weights)")
+        raise InputError(
+            path,
+            "the weights file does not exist",
+            'check MODEL.WEIGHTS (give "" to start from random weights)',
+        )
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(path, f"is not a whole safetensors file ({error})",
-                         "give a model_final.safetensors that this package wrote") from error
+        raise InputError(
+            path,
+            f"is not a whole safetensors file ({error})",
+            "give a model_final.safetensors that this package wrote",
+        ) from error

@@ -39,13 +39,18 @@ class LoadReport:
 
 def _parts(keys: tuple[str, ...]) -> str:
     """Keys grouped by their modules: "roi_heads.box_predictor, ..."."""
-    seen = dict.fromkeys(".".join(k.split(".")[:2]) if not k.startswith("res") else k.split(".")[0]
-                         for k in keys)
+    seen = dict.fromkeys(
+        ".".join(k.split(".")[:2]) if not k.startswith("res") else k.split(".")[0] for k in keys
+    )
     return ", ".join(seen)
 
 
-def load_trunk(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path,
-               allow_missing: tuple[str, ...] = ()) -> LoadReport:
+def load_trunk(
+    model: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    source: str | Path,
+    allow_missing: tuple[str, ...] = (),
+) -> LoadReport:
     """Load classification weights into every trunk tensor of a detection network.
 
     Args:
@@ -65,8 +70,12 @@ def load_trunk(model: nn.Module, tensors: dict[str, torch.Tensor], source: str |
     return LoadReport(report.loaded, report.wanted, unused, report.fresh)
 
 
-def load_all(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path,
-             allow_missing: tuple[str, ...] = ()) -> LoadReport:
+def load_all(
+    model: nn.Module,
+    tensors: dict[str, torch.Tensor],
+    source: str | Path,
+    allow_missing: tuple[str, ...] = (),
+) -> LoadReport:
     """Load a file that was written from the same kind of model; names must agree both ways.
 
     Raises:
@@ -75,8 +84,12 @@ def load_all(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | P
     wanted = set(model.state_dict())
     left_over = [k for k in tensors if k not in wanted and not k.endswith(COUNTER)]
     if left_over:
-        raise InputError(source, f"holds {len(left_over)} tensors this model has no place for "
-                         f"({_parts(tuple(left_over))})", "use the config it was trained with")
+        raise InputError(
+            source,
+            f"holds {len(left_over)} tensors this model has no place for "
+            f"({_parts(tuple(left_over))})",
+            "use the config it was trained with",
+        )
     return _load(model, tensors, wanted, source, allow_missing)
 
 
@@ -86,14 +99,20 @@ def _load(model, found, wanted, source, allow_missing) -> LoadReport:
     refused = [k for k in missing if not any(fnmatch.fnmatch(k, p) for p in allow_missing)]
     if refused:
         raise InputError(
-            source, f"loaded {len(wanted) - len(missing)} of {len(wanted)} tensors: "
+            source,
+            f"loaded {len(wanted) - len(missing)} of {len(wanted)} tensors: "
             f"{', '.join(refused[:3])}{' ...' if len(refused) > 3 else ''} missing from the file",
-            "use the config it was trained with, or name them in MODEL.WEIGHTS_ALLOW_MISSING")
+            "use the config it was trained with, or name them in MODEL.WEIGHTS_ALLOW_MISSING",
+        )
     state = model.state_dict()
     for key in found:
         if key in state and state[key].shape != found[key].shape:
-            raise InputError(source, f"{key} has shape {tuple(found[key].shape)}, the model's is "
-                             f"{tuple(state[key].shape)}", "use the config it was trained with")
+            raise InputError(
+                source,
+                f"{key} has shape {tuple(found[key].shape)}, the model's is "
+                f"{tuple(state[key].shape)}",
+                "use the config it was trained with",
+            )
     model.load_state_dict({k: v for k, v in found.items() if k in state}, strict=False)
     return LoadReport(len(wanted) - len(missing), len(wanted), (), tuple(missing))
 

@@ -13,7 +13,7 @@ TRUNK_PARTS = ("stem.", "res2.", "res3.", "res4.", "res5.")
 def _without_prefix(key: str, prefixes: tuple[str, ...]) -> str | None:
     for prefix in prefixes:
         if key.startswith(prefix):
-            return key[len(prefix):]
+            return key[len(prefix) :]
     return None
 
 

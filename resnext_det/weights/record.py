@@ -49,15 +49,19 @@ def record_from_metadata(metadata: dict[str, str] | None, file: str) -> WeightsR
     """Raises InputError, naming ``file``, where the record is missing or not ours."""
     text = (metadata or {}).get(KEY)
     if text is None:
-        raise InputError(file, "holds no record of architecture and pixel format",
-                         "give a model_final.safetensors that this package wrote")
+        raise InputError(
+            file,
+            "holds no record of architecture and pixel format",
+            "give a model_final.safetensors that this package wrote",
+        )
     try:
         values = json.loads(text)
         known = {f.name for f in fields(WeightsRecord)}
         record = WeightsRecord(**{k: v for k, v in values.items() if k in known})
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(file, f"its record cannot be read ({error})",
-                         "write the file again") from error
+        raise InputError(
+            file, f"its record cannot be read ({error})", "write the file again"
+        ) from error
     _check(record, file)
     return record
 
@@ -74,10 +78,14 @@ def _check(record: WeightsRecord, file: str) -> None:
     }
     for name, holds in wanted.items():
         if not holds:
-            raise InputError(file, f"its record says {name} = {getattr(record, name)!r}",
-                             "write the file again")
+            raise InputError(
+                file, f"its record says {name} = {getattr(record, name)!r}", "write the file again"
+            )
 
 
 def _three_numbers(values: Any) -> bool:
-    return (isinstance(values, list) and len(values) == 3
-            and all(isinstance(v, int | float) for v in values))
+    return (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(isinstance(v, int | float) for v in values)
+    )
