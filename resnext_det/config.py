@@ -6,6 +6,7 @@ One config system serves every tool: Detectron2's ``CfgNode`` (YAML with ``_BASE
 
 import difflib
 import logging
+import re
 from ast import literal_eval
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,23 @@ def _nearest_key(cfg: CfgNode, key: str) -> str:
 
 
 def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
+    if isinstance(error, TypeError | AttributeError):
+        return InputError(
+            source, "is not a mapping of config keys to values", 'write lines of "KEY: value"'
+        )
     text = str(error.args[0]) if error.args else str(error)
-    if "Non-existent" in text or "not found" in text.lower() or "has no" in text:
+    if "Non-existent" in text:
         key = text.split(":")[-1].strip().split(" ")[-1]
         return InputError(
             source, f"there is no config key {key}", f"did you mean {_nearest_key(cfg, key)}?"
         )
-    return InputError(source, " ".join(text.split()), "give the key a value of its own type")
+    text = " ".join(text.split())
+    mismatch = re.match(r".* vs\. (.*)\) for config key: (\S+)$", text)
+    if mismatch:  # yacs prints all keys of a group
+        value, key = mismatch.groups()
+        default = repr(flatten(cfg)[key]) if key in flatten(cfg) else "a group of keys"
+        text = f"{key} is {value}, its default is {default}"
+    return InputError(source, text, "give the key a value of its own type")
 
 
 def _as_declared(declared: Any, value: Any) -> Any:
@@ -229,12 +240,12 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         given = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=False))
         _coerce(given, cfg)
         cfg.merge_from_other_cfg(given)
-    except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
-        raise _merge_error(cfg, path, error) from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(
             path, f"not readable as a YAML config ({' '.join(str(error).split())})", "mend the file"
         ) from error
+    except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        raise _merge_error(cfg, path, error) from error
 
 
 def cfg_from_text(text: str, source: str) -> CfgNode:

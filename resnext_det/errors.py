@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,9 @@ class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (SIGINT, SIGTERM) and has saved its state."""
 
 
+_IN_TEXT = re.compile(rf"^{InputError.__module__}\.InputError: (.+)$", re.MULTILINE)
+
+
 def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
     """Decorate a tool's main: input errors become one line and exit status 2.
 
@@ -49,8 +53,15 @@ def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
             logging.shutdown()
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Exception as error:  # torch hands an error of another process over as text
+            found = _IN_TEXT.search(str(error))
+            if debug or found is None:
+                raise
+            logging.shutdown()
+            print(f"error: {found[1]}", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt as stop:
-            print(f"stopped: {stop or 'interrupted'}", file=sys.stderr)
+            print(f"stopped: {str(stop) or 'interrupted'}", file=sys.stderr)
             sys.exit(130)
 
     return main

@@ -2,8 +2,7 @@
 """Train and score Faster R-CNN as two networks that share nothing.
 
 python tools/train_net.py --config-file configs/faster_rcnn_X50_32x4d.yaml --num-gpus 8
-python tools/train_net.py --config-file configs/faster_rcnn_X50_32x4d.yaml \
-    --eval-only MODEL.WEIGHTS model_final.safetensors
+python tools/train_net.py --eval-only MODEL.WEIGHTS model_final.safetensors   (its own config)
 """
 
 import argparse
@@ -24,11 +23,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config-file", default="")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--stage", choices=stages.STAGES, help="run this stage only")
-    parser.add_argument(
-        "--eval-only",
-        action="store_true",
-        help="score MODEL.WEIGHTS; without --config-file by its stored config",
-    )
+    parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-json", help=f"COCO-format annotations ({split})")
         parser.add_argument(f"--{split}-images", help=f"image folder ({split})")

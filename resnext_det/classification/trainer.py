@@ -18,7 +18,7 @@ from ..engine.run import folder_of, record_run, write_json
 from ..engine.sampler import ResumableBatches, one_thread, training_loader
 from ..engine.trainer import Trainer
 from ..errors import InputError
-from ..weights import WeightsRecord, load_weights, save_weights
+from ..weights import WeightsRecord, load_weights, read_record, save_weights
 from .classifier import Classifier, build_classifier
 from .evaluator import ErrorEvaluator
 
@@ -65,8 +65,16 @@ def build_test_loader(cfg: CfgNode, data: ImageFolder) -> torch.utils.data.DataL
     )
 
 
+def _share_statistics(model: torch.nn.Module) -> None:
+    """Every process has BN statistics of its own; the main one's are saved, so they are scored."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 def evaluate(cfg: CfgNode, model: torch.nn.Module, data: ImageFolder) -> dict:
     """{"classification": {"top1_error", "top5_error"}} in percent, single centre crop."""
+    _share_statistics(model)
     results = inference_on_dataset(model, build_test_loader(cfg, data), ErrorEvaluator())
     errors = results["classification"]
     logger.info(
@@ -149,6 +157,9 @@ def evaluate_only(cfg: CfgNode) -> dict:
             "is empty, and --eval-only needs trained weights",
             "add MODEL.WEIGHTS path/to/model_final.safetensors",
         )
+    stored = read_record(cfg.MODEL.WEIGHTS)  # pixels as the weights know them
+    cfg.INPUT.FORMAT = stored.pixel_format
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = stored.pixel_mean, stored.pixel_std
     val = images.class_folder(cfg, "val", images.test_transform(cfg))
     model = build_classifier(cfg, len(val.classes))
     record = load_weights(model.trunk, cfg.MODEL.WEIGHTS)

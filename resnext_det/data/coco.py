@@ -71,14 +71,18 @@ def _parse(json_file: str | Path) -> Any:
     try:
         return json.loads(Path(json_file).read_bytes())
     except FileNotFoundError as error:
-        raise InputError(
-            json_file,
-            "the annotation file does not exist",
-            "check DATASETS.COCO_JSON or --train-json / --val-json; COCO itself is looked for "
-            "under $DETECTRON2_DATASETS (default ./datasets)",
-        ) from error
+        raise _missing(json_file) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(json_file, f"cannot be read as JSON ({error})", "mend the file") from error
+
+
+def _missing(json_file) -> InputError:
+    return InputError(
+        json_file,
+        "the annotation file does not exist",
+        "check DATASETS.COCO_JSON or --train-json / --val-json; COCO itself is looked for "
+        "under $DETECTRON2_DATASETS (default ./datasets)",
+    )
 
 
 def _check_entries(json_file, content: dict) -> None:
@@ -210,6 +214,18 @@ def load_coco(name: str) -> list[dict[str, Any]]:
             }
         )
     return list(records.values())
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """Any registered data set: ours, or one of Detectron2's own, which fail at length.
+
+    Raises:
+        InputError: the annotation file is not there; see also `load_coco`.
+    """
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file and not Path(json_file).is_file():
+        raise _missing(json_file)
+    return DatasetCatalog.get(name)
 
 
 def set_classes(name: str, content: dict[str, Any]) -> dict[int, int]:

@@ -182,6 +182,8 @@ class ProposalFile:
         """boxes float32 (N, 4) XYXY in original pixels, objectness_logits float32 (N,)."""
         i = self._row[int(image_id)]
         rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
+        if rows.start == rows.stop:  # safetensors refuses an empty slice at the file's end
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         return self._boxes[rows], self._logits[rows]
 
     def check_covers(self, image_ids: Sequence[int]) -> None:

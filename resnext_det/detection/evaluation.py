@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from torch import nn
@@ -62,6 +63,13 @@ class BoxEvaluator(COCOEvaluator):
         return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 0.0)
 
 
+def _no_proposal() -> Instances:
+    """A box without area: Detectron2 would leave an image without boxes, and its objects, out."""
+    return Instances(
+        (0, 0), proposal_boxes=Boxes(torch.zeros(1, 4)), objectness_logits=torch.zeros(1)
+    )
+
+
 class RecallEvaluator(DatasetEvaluator):
     """AR@100, @300, @1000 of the proposals: recall averaged over IoU 0.5:0.95, percent."""
 
@@ -73,10 +81,8 @@ class RecallEvaluator(DatasetEvaluator):
 
     def process(self, inputs, outputs) -> None:
         for x, output in zip(inputs, outputs, strict=True):
-            if "proposals" in output:
-                self.predictions.append(
-                    {"image_id": x["image_id"], "proposals": output["proposals"].to("cpu")}
-                )
+            found = output["proposals"].to("cpu") if "proposals" in output else _no_proposal()
+            self.predictions.append({"image_id": x["image_id"], "proposals": found})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         gathered = comm.gather(self.predictions)
@@ -110,8 +116,10 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
     results = inference_on_dataset(model, loader, [boxes, RecallEvaluator(name)])
     if not comm.is_main_process():
         return {}
+    curves = folder / "precision.npy"
+    curves.unlink(missing_ok=True)  # of an earlier evaluation
     if boxes.precision is not None:
-        np.save(folder / "precision.npy", boxes.precision)
+        np.save(curves, boxes.precision)
     box, recall = results["bbox"], results["proposals"]
     logger.info(
         "%s: AP %.1f, AP50 %.1f (%d detections an image at most); %s",

@@ -22,11 +22,25 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 
+class NamingMapper(DatasetMapper):
+    """Detectron2's mapper; an image that cannot be used is named."""
+
+    def __call__(self, record: dict) -> dict:
+        try:
+            return super().__call__(record)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(
+                record["file_name"],
+                f"cannot be read as an image of the annotation file ({error})",
+                "replace the file, or correct its entry",
+            ) from error
+
+
 class ProposalMapper:
     """Adds an image's stored proposals, then lets Detectron2's mapper resize and flip them."""
 
     def __init__(self, cfg: CfgNode, proposals: ProposalFile | None):
-        self.mapper = DatasetMapper(cfg, is_train=True)
+        self.mapper = NamingMapper(cfg, is_train=True)
         self.proposals = proposals
 
     def __call__(self, record: dict) -> dict:
@@ -96,7 +110,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
     """Every image of a data set once over all processes, resized by INPUT.*_SIZE_TEST."""
     return build_detection_test_loader(
         DatasetCatalog.get(name),
-        mapper=DatasetMapper(cfg, is_train=False),
+        mapper=NamingMapper(cfg, is_train=False),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ..config import flatten
@@ -55,7 +54,7 @@ def _load_data_sets(cfg: CfgNode) -> None:
             )
     first = cfg.DATASETS.TRAIN[0]
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        logger.info("%s: %d images, all entries checked", name, len(DatasetCatalog.get(name)))
+        logger.info("%s: %d images, all entries checked", name, len(coco.load(name)))
         coco.check_same_classes(first, name)
 
 
@@ -153,6 +152,6 @@ def evaluate_only(cfg: CfgNode, weights: str) -> dict:
         )
     record = read_record(weights)
     for name in cfg.DATASETS.TEST:
-        logger.info("%s: %d images, all entries checked", name, len(DatasetCatalog.get(name)))
+        logger.info("%s: %d images, all entries checked", name, len(coco.load(name)))
         check_classes(record, weights, name)
     return evaluate(cfg, weights)

@@ -77,10 +77,12 @@ def check_unchanged(cfg: CfgNode, stage: str) -> None:
     now = flatten(cfg_from_text(network_cfg(cfg, stage).dump(), "config"))
     for key, value in now.items():
         if not key.startswith((*FREE_KEYS, *OTHERS_KEYS[stage])) and then.get(key) != value:
+            later = STAGES[STAGES.index(stage) : -1]
+            folders = " and ".join(str(stage_file(cfg, name).parent) for name in later)
             raise InputError(
                 path,
                 f"was trained with {key} {then.get(key)!r}, the config now says {value!r}",
-                f"choose another OUTPUT_DIR, or remove {path.parent} to train this network again",
+                f"choose another OUTPUT_DIR, or remove {folders} to train again",
             )
 
 

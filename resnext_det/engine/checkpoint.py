@@ -48,17 +48,16 @@ class RunCheckpointer(DetectionCheckpointer):
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
             raise InputError(
                 filename,
-                f"is not a whole checkpoint ({str(error).splitlines()[0]})",
+                f"is not a whole checkpoint ({(str(error) or repr(error)).splitlines()[0]})",
                 "remove it; the run then resumes from the one before",
             ) from error
 
     def newest(self) -> str | None:
-        """The newest checkpoint that can be read; broken ones are named and passed over."""
-        for path in sorted(Path(self.save_dir).glob("model_*.pth"), reverse=True):
+        """The readable checkpoint of the highest iteration; broken ones are named, passed over."""
+        found: dict[int, str] = {}
+        for path in sorted(Path(self.save_dir).glob("model_*.pth")):
             try:
-                self._load_file(str(path))
+                found[self._load_file(str(path)).get("iteration", -1)] = str(path)
             except InputError as error:
                 logger.warning("%s", error)
-                continue
-            return str(path)
-        return None
+        return found[max(found)] if found else None

@@ -85,6 +85,12 @@ class Trainer(SimpleTrainer):
         logger.info("resumed from %s: going on at iteration %d of %d", path, start, self.max_iter)
         return start
 
+    def before_train(self) -> None:
+        super().before_train()  # the signal handlers first, which the data workers inherit
+        # Making the iterator draws a random number: before the first step is seeded, or a resumed
+        # run would go on with others than the undisturbed one.
+        self._data_loader_iter_obj = iter(self.data_loader)
+
     def fit(self, resume: bool) -> None:
         """Train to ``SOLVER.MAX_ITER``, from the newest checkpoint if ``resume``."""
         Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
@@ -93,4 +99,5 @@ class Trainer(SimpleTrainer):
         try:
             self.train(start, self.max_iter)
         finally:
-            self._data_loader_iter_obj = None  # ends the data workers
+            # Ends the data workers; left to the garbage collector, each one takes five seconds.
+            self.data_loader = self._data_loader_iter_obj = None

@@ -11,6 +11,7 @@ import torch
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
 from torch import nn
 
+from ..errors import InputError
 from .architecture import Architecture
 from .precision import autocast, in_layout
 
@@ -58,6 +59,18 @@ class ResNeXt(ResNet):
         with autocast(self.precision, x.device.type):
             outputs = super().forward(in_layout(x, self.channels_last))
         return {name: feature.float() for name, feature in outputs.items()}
+
+
+def _check_choices(precision: str, out_features: list[str] | None, has_head: bool) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise InputError("MODEL", f"PRECISION is {precision!r}", "choose one of fp32, bf16")
+    names = ("stem", "res2", "res3", "res4", "res5") + ("linear",) * has_head
+    if out_features is not None and not (out_features and set(out_features) <= set(names)):
+        raise InputError(
+            "MODEL.RESNETS",
+            f"OUT_FEATURES is {out_features!r}",
+            f"name one or more of {', '.join(names)}",
+        )
 
 
 def _init_linear(linear: nn.Linear) -> None:
@@ -115,8 +128,9 @@ def build_resnext(
         channels_last: keep images, weights and features in channels_last memory.
 
     Raises:
-        InputError: unknown depth, or channels that are no whole numbers.
+        InputError: unknown depth, feature or precision, or channels that are no whole numbers.
     """
+    _check_choices(precision, out_features, has_head=bool(num_classes))
     architecture = Architecture(
         depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1
     )

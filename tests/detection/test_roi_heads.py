@@ -1,0 +1,77 @@
+"""Guard the agreement of trunk and head: res5 on the RoIs is the classification network's res5."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_roi_heads
+from detectron2.structures import Boxes
+
+from resnext_det.config import get_cfg, trunk_arguments
+from resnext_det.models import build_resnext
+
+MEMBERS = [
+    (14, 8, 16, 0.5),
+    (14, 4, 8, 0.125),
+    (26, 32, 4, 1.0),
+    (50, 32, 4, 1.0),
+    (50, 1, 64, 1.0),
+]
+
+
+def make_cfg(depth, cardinality, width, multiplier, **resnets):
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NAME = "ResNeXtRes5ROIHeads"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    keys = cfg.MODEL.RESNETS
+    keys.DEPTH, keys.NUM_GROUPS, keys.WIDTH_PER_GROUP = depth, cardinality, width
+    keys.WIDTH_MULTIPLIER = multiplier
+    keys.update(resnets)
+    return cfg
+
+
+def build(cfg):
+    trunk = build_resnext(**trunk_arguments(cfg), out_features=["res4", "res5"])
+    return trunk, build_roi_heads(cfg, {"res4": trunk.output_shape()["res4"]})
+
+
+def shapes(module):
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=str)
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_res5_has_the_trunks_tensors(member, norm):
+    trunk, heads = build(make_cfg(*member, NORM=norm))
+    assert shapes(heads.res5) == shapes(trunk.res5)
+    assert heads.box_predictor.cls_score.in_features == trunk.output_shape()["res5"].channels
+    assert heads.box_predictor.cls_score.out_features == 5 + 1  # background is the last
+
+
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_res5_is_the_trunks_function(stride_in_1x1):
+    """Where the stride sits is not to be seen in the shapes, only in the numbers."""
+    torch.manual_seed(0)
+    trunk, heads = build(make_cfg(26, 4, 8, 0.125, STRIDE_IN_1X1=stride_in_1x1))
+    heads.res5.load_state_dict(trunk.res5.state_dict())
+    x = torch.randn(2, trunk.output_shape()["res4"].channels, 14, 14)
+    with torch.no_grad():
+        torch.testing.assert_close(heads.res5(x), trunk.res5(x), rtol=0, atol=0)
+
+
+def test_one_row_a_box():
+    """Boxes of two images; an image without any is allowed."""
+    cfg = make_cfg(14, 4, 8, 0.125)
+    _, heads = build(cfg)
+    features = [torch.randn(3, 128, 8, 8)]
+    boxes = [torch.tensor([[0.0, 0, 64, 64], [5, 5, 90, 100]]), torch.zeros(0, 4)]
+    boxes = [Boxes(b) for b in (*boxes, torch.tensor([[0.0, 0, 16, 16]]))]
+    with torch.no_grad():
+        found = heads._shared_roi_transform(features, boxes)
+    assert found.shape == (3, 256, 7, 7) and found.dtype == torch.float32
+
+
+def test_shape_spec_decides_the_scale():
+    cfg = make_cfg(14, 4, 8, 0.125)
+    heads = build_roi_heads(cfg, {"res4": ShapeSpec(channels=128, stride=8)})
+    assert heads.pooler.level_poolers[0].spatial_scale == 1 / 8

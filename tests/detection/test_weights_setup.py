@@ -1,0 +1,126 @@
+"""Guard that nobody types pixel statistics: a weights file sets them; a wrong pair cannot run."""
+
+import logging
+
+import pytest
+
+from resnext_det.config import flatten, get_cfg, load_cfg
+from resnext_det.detection.weights_setup import apply_record
+from resnext_det.errors import InputError
+from resnext_det.weights import WeightsRecord
+
+X50 = {
+    "depth": 50,
+    "cardinality": 32,
+    "bottleneck_width": 4,
+    "width_multiplier": 1.0,
+    "stride_in_1x1": False,
+}
+MSRA = {
+    "pixel_format": "BGR",
+    "pixel_mean": [103.53, 116.28, 123.675],
+    "pixel_std": [1.0, 1.0, 1.0],
+    "architecture": {**X50, "stride_in_1x1": True},
+}
+SETTABLE = {
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+}
+
+
+def make_record(**changed):
+    own = {
+        "architecture": X50,
+        "pixel_format": "RGB",
+        "pixel_mean": [123.675, 116.28, 103.53],
+        "pixel_std": [58.395, 57.12, 57.375],
+    }
+    return WeightsRecord(kind="classification", **{**own, **changed})
+
+
+def make_cfg(*opts):
+    x50 = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
+    return load_cfg(None, [*x50, *opts])
+
+
+def assert_refused(cfg, record, *words):
+    with pytest.raises(InputError) as refused:
+        apply_record(cfg, record, "x50.safetensors")
+    for word in (*words, "x50.safetensors"):
+        assert word in str(refused.value)
+
+
+def test_an_agreeing_record_changes_nothing():
+    cfg = make_cfg()
+    apply_record(cfg, make_record(), "x50.safetensors")
+    assert flatten(cfg) == flatten(make_cfg())
+
+
+def test_untouched_keys_are_set(caplog):
+    cfg = make_cfg()
+    with caplog.at_level(logging.INFO, "resnext_det"):
+        apply_record(cfg, make_record(**MSRA), "msra.safetensors")
+    before, after = flatten(make_cfg()), flatten(cfg)
+    assert {key: after[key] for key in after if after[key] != before[key]} == SETTABLE
+    for key in SETTABLE:
+        assert f"{key} set to" in caplog.text
+    assert "msra.safetensors" in caplog.text
+
+
+def test_a_second_time_agrees_with_the_first():
+    cfg = make_cfg()
+    apply_record(cfg, make_record(**MSRA), "msra.safetensors")
+    apply_record(cfg, make_record(**MSRA), "msra.safetensors")
+
+
+@pytest.mark.parametrize(
+    "key, given, ours, theirs",
+    [
+        ("INPUT.FORMAT", "BGR", "'BGR'", "'RGB'"),
+        ("MODEL.PIXEL_MEAN", "[1, 2, 3]", "[1, 2, 3]", "[123.675, 116.28, 103.53]"),
+        ("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]", "[1.0, 1.0, 1.0]", "[58.395, 57.12, 57.375]"),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", "True", "True", "False"),
+        ("MODEL.RESNETS.DEPTH", "101", "101", "50"),
+        ("MODEL.RESNETS.NUM_GROUPS", "64", "64", "32"),
+        ("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "8", "4"),
+        ("MODEL.RESNETS.WIDTH_MULTIPLIER", "0.5", "0.5", "1.0"),
+    ],
+)
+def test_conflicts(key, given, ours, theirs):
+    """What the user set and the file denies; the message names key, both values and the mend."""
+    cfg = make_cfg(key, given)
+    assert_refused(cfg, make_record(), f"{key} is {ours}, but", f"set {key} {theirs}")
+
+
+@pytest.mark.parametrize(
+    "field, key",
+    [
+        ("depth", "MODEL.RESNETS.DEPTH"),
+        ("cardinality", "MODEL.RESNETS.NUM_GROUPS"),
+        ("bottleneck_width", "MODEL.RESNETS.WIDTH_PER_GROUP"),
+        ("width_multiplier", "MODEL.RESNETS.WIDTH_MULTIPLIER"),
+    ],
+)
+def test_architecture_is_never_set(field, key):
+    """A default depth may be meant: the network's size is not changed behind the user's back."""
+    cfg = load_cfg(None)
+    own = {"depth": 50, "cardinality": 1, "bottleneck_width": 64, "width_multiplier": 1.0}
+    assert flatten(cfg)[key] == flatten(get_cfg())[key] == own[field]
+    other = {**own, "stride_in_1x1": False, field: own[field] + 1}
+    assert_refused(cfg, make_record(architecture=other), key, repr(own[field] + 1))
+
+
+def test_values_set_as_the_record_has_them_are_no_conflict():
+    opts = [word for key, value in SETTABLE.items() for word in (key, str(value))]
+    cfg = make_cfg(*opts)
+    apply_record(cfg, make_record(**MSRA), "msra.safetensors")
+    assert {key: flatten(cfg)[key] for key in SETTABLE} == SETTABLE
+
+
+def test_rounded_statistics_agree():
+    """Files and configs write them with three decimals or more."""
+    mean = [123.6750001, 116.28, 103.5299999]
+    apply_record(make_cfg(), make_record(pixel_mean=mean), "x50.safetensors")
+    assert_refused(make_cfg("MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.54]"), make_record(), "MEAN")

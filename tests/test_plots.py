@@ -1,0 +1,156 @@
+"""Guard the demo's pictures: they show the run's own records, and each is drawn."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from resnext_det import plots
+
+
+def write_metrics(path, rows, end=""):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + end)
+    return path
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Every figure that is drawn, to look at its axes."""
+    drawn = []
+
+    class Kept(plots.Figure):
+        def __init__(self, *args, **others):
+            super().__init__(*args, **others)
+            drawn.append(self)
+
+    monkeypatch.setattr(plots, "Figure", Kept)
+    return drawn
+
+
+def assert_is_picture(path):
+    image = cv2.imread(str(path))
+    assert image is not None and min(image.shape[:2]) > 100
+    assert image.std() > 5  # not an empty page
+
+
+# ---- metrics.json ----
+
+
+def test_read_metrics(tmp_path):
+    rows = [
+        {"iteration": 19, "loss_cls": 1.5, "lr": 0.1},
+        {"iteration": 39, "loss_cls": 1.25, "lr": 0.1},
+    ]
+    assert plots.read_metrics(write_metrics(tmp_path / "metrics.json", rows)) == {
+        "loss_cls": ([19, 39], [1.5, 1.25]),
+        "lr": ([19, 39], [0.1, 0.1]),
+    }
+
+
+def test_the_later_line_of_an_iteration_counts(tmp_path):
+    """A run that was killed at 45 and resumed from its checkpoint at 20."""
+    rows = [{"iteration": i, "loss": v} for i, v in ((19, 3.0), (39, 9.0), (39, 2.0), (59, 1.0))]
+    found = plots.read_metrics(write_metrics(tmp_path / "metrics.json", rows))
+    assert found["loss"] == ([19, 39, 59], [3.0, 2.0, 1.0])
+
+
+def test_iterations_are_in_order(tmp_path):
+    rows = [{"iteration": i, "loss": float(i)} for i in (19, 39, 59, 29, 49)]
+    found = plots.read_metrics(write_metrics(tmp_path / "metrics.json", rows))
+    assert found["loss"] == ([19, 29, 39, 49, 59], [19.0, 29.0, 39.0, 49.0, 59.0])
+
+
+def test_two_lines_of_an_iteration_join(tmp_path):
+    """Losses and evaluation results come as separate lines; a series may have gaps."""
+    rows = [
+        {"iteration": 19, "loss": 3.0},
+        {"iteration": 39, "loss": 2.0},
+        {"iteration": 39, "classification/top1_error": 40.0},
+    ]
+    found = plots.read_metrics(write_metrics(tmp_path / "metrics.json", rows))
+    assert found == {"loss": ([19, 39], [3.0, 2.0]), "classification/top1_error": ([39], [40.0])}
+
+
+@pytest.mark.parametrize("end", ['{"iteration": 39, "lo', '{"iteration": 39, "loss": 2.0', "{", ""])
+def test_a_cut_off_last_line_is_passed_over(tmp_path, end):
+    path = write_metrics(tmp_path / "metrics.json", [{"iteration": 19, "loss": 3.0}], end)
+    assert plots.read_metrics(path) == {"loss": ([19], [3.0])}
+
+
+def test_text_among_the_values_is_no_series(tmp_path):
+    rows = [{"iteration": 19, "loss": 3.0, "note": "warm", "none": None}]
+    assert set(plots.read_metrics(write_metrics(tmp_path / "metrics.json", rows))) == {"loss"}
+
+
+# ---- figures ----
+
+
+def test_training_curves(tmp_path, figures):
+    rows = [
+        {"iteration": i, "total_loss": 3.0 / i, "loss_cls": 2.0 / i, "loss_box": 1.0 / i, "lr": 1}
+        for i in range(20, 200, 20)
+    ]
+    errors = {"classification/top1_error": 40.0, "classification/top5_error": 5.0}
+    first = write_metrics(tmp_path / "a.json", rows)
+    second = write_metrics(tmp_path / "b.json", [*rows, {"iteration": 180, **errors}])
+    path = tmp_path / "curves.png"
+    plots.training_curves({"RPN": first, "classification": second}, path)
+    assert_is_picture(path)
+    left, middle, right = figures[0].axes
+    assert [axis.get_title() for axis in (left, middle)] == ["RPN", "classification"]
+    for axis in (left, middle):
+        assert [line.get_label() for line in axis.get_lines()] == ["loss_box", "loss_cls"]
+    assert list(left.get_lines()[1].get_ydata()) == [row["loss_cls"] for row in rows]
+    assert {line.get_label() for line in right.get_lines()} == {
+        "validation top1_error",
+        "validation top5_error",
+    }
+
+
+def make_precision(classes, absent=()):
+    """(10 IoUs, 101 recalls, classes), falling with both; class k lies at 1 - k / 40."""
+    iou, recall, k = np.ogrid[0:10, 0:101, 0:classes]
+    precision = (1 - k / 40) * (1 - recall / 200) * (1 - iou / 20)
+    precision[:, :, list(absent)] = np.nan
+    return precision
+
+
+AP = {"AP": 31.25, "AP50": 52.0}
+
+
+def test_precision_recall(tmp_path, figures):
+    path = tmp_path / "pr.png"
+    plots.precision_recall(make_precision(3, absent=[1]), ["cat", "dog", "owl"], AP, path)
+    assert_is_picture(path)
+    left, right = figures[0].axes
+    labels = [line.get_label() for line in left.get_lines()]
+    assert [label.split()[0] for label in labels] == ["cat", "owl"]  # no dog in the data
+    assert labels[0] == "cat (75)"  # the mean over recall, in percent
+    assert len(right.get_lines()) == 5
+    assert all(np.isfinite(line.get_ydata()).all() for line in right.get_lines())
+    assert figures[0].get_suptitle() == "AP 31.2, AP50 52.0"
+
+
+def test_of_many_classes_the_extremes_are_shown(tmp_path, figures):
+    names = [f"c{k}" for k in range(30)]
+    plots.precision_recall(make_precision(30), names, AP, tmp_path / "pr.png")
+    labels = {line.get_label().split()[0] for line in figures[0].axes[0].get_lines()}
+    assert labels == {f"c{k}" for k in (0, 1, 2, 3, 4, 25, 26, 27, 28, 29)}
+
+
+@pytest.mark.parametrize("count, columns, rows", [(4, 2, 2), (3, 2, 2), (1, 1, 1), (5, 2, 3)])
+def test_sheet(tmp_path, figures, count, columns, rows):
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(count)]
+    path = tmp_path / "sheet.jpg"
+    plots.sheet(images, path, columns=columns, titles=["ground truth", "detections"])
+    assert_is_picture(path)
+    axes = figures[0].axes
+    assert len(axes) == rows * columns
+    shown = [axis.get_images()[0].get_array() for axis in axes if axis.get_images()]
+    assert len(shown) == count
+    for ours, given in zip(shown, images, strict=True):
+        assert np.array_equal(ours, given)
+    titles = [axis.get_title() for axis in axes]
+    assert titles == ["ground truth", "detections"][:columns] + [""] * (len(axes) - columns)
