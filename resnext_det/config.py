@@ -65,6 +65,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Data sets of the user's own: [[name, COCO json, image folder], ...]; DATASETS.TRAIN and
     # TEST then list the names. Paths are relative to the working directory.
     cfg.DATASETS.COCO_JSON = []
+    # Leave boxes without area out instead of refusing the file (COCO's train2017 holds two).
+    cfg.DATASETS.DROP_EMPTY_BOXES = False
     # ImageNet-style folder for classification: ROOT/train/<class>/*, ROOT/val/<class>/*.
     cfg.DATA = CfgNode()
     cfg.DATA.ROOT = "datasets/imagenet"

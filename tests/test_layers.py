@@ -33,7 +33,7 @@ def room_of(parts):
 
 
 def room_named(name):
-    """A module's name: "resnext_det.models.resnext" is in "models", "tools.demo" in "tools", "torch" nowhere."""
+    """ "resnext_det.models.resnext" is in "models", "tools.demo" in "tools", "torch" nowhere."""
     top, *rest = name.split(".")
     if top != PACKAGE.name:
         return top if top in OUTSIDE else None

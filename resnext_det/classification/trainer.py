@@ -16,6 +16,7 @@ from ..data import images
 from ..engine.batch import images_per_process
 from ..engine.run import folder_of, record_run, write_json
 from ..engine.sampler import ResumableBatches, one_thread, training_loader
+from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
 from ..errors import InputError
 from ..weights import WeightsRecord, load_weights, read_record, save_weights
@@ -120,6 +121,7 @@ def train(cfg: CfgNode, resume: bool) -> dict:
     train_data, val_data = _data(cfg)
     cfg = with_epochs(cfg, len(train_data))
     record_run(cfg)
+    seed_all(cfg.SEED, 2)
     model = build_classifier(cfg, len(train_data.classes))
     logger.info(
         "%s with %d classes, %.2f M parameters",

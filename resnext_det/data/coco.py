@@ -21,25 +21,38 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> None:
-    """Make ``name`` known to Detectron2; reading and checking wait until it is used."""
+def register_coco(
+    name: str, json_file: str | Path, image_root: str | Path, *, drop_empty_boxes: bool = False
+) -> None:
+    """Make ``name`` known to Detectron2; reading and checking wait until it is used.
+
+    Args:
+        drop_empty_boxes: see `read_coco`.
+    """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
     DatasetCatalog.register(name, functools.partial(load_coco, name))
     MetadataCatalog.get(name).set(
-        json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
+        json_file=str(json_file),
+        image_root=str(image_root),
+        evaluator_type="coco",
+        drop_empty_boxes=drop_empty_boxes,
     )
 
 
 def register_from_config(cfg: CfgNode) -> None:
     """Register DATASETS.COCO_JSON; called in every process, before anything is read.
 
+    Detectron2's own names for COCO ("coco_2017_train", ...) keep their places on disk, but are
+    read and checked here like any other file.
+
     Raises:
         InputError: a name in DATASETS.TRAIN or TEST is registered nowhere.
     """
+    drop = cfg.DATASETS.DROP_EMPTY_BOXES
     for name, json_file, image_root in cfg.DATASETS.COCO_JSON:
-        register_coco(name, json_file, image_root)
+        register_coco(name, json_file, image_root, drop_empty_boxes=drop)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -48,10 +61,17 @@ def register_from_config(cfg: CfgNode) -> None:
                     f"{name} is not a known data set",
                     "add [name, json, images] to DATASETS.COCO_JSON",
                 )
+            meta = MetadataCatalog.get(name)
+            if meta.get("evaluator_type") == "coco" and "json_file" in meta.as_dict():
+                register_coco(name, meta.json_file, meta.image_root, drop_empty_boxes=drop)
 
 
-def read_coco(json_file: str | Path) -> dict[str, Any]:
+def read_coco(json_file: str | Path, *, drop_empty_boxes: bool = False) -> dict[str, Any]:
     """A COCO JSON file with every entry checked; `iscrowd` and `area` filled in if missing.
+
+    Args:
+        drop_empty_boxes: leave annotations whose box has no area out, with a counted notice,
+            instead of refusing the file.
 
     Raises:
         InputError: names the file, the entry and the mend for: a file that is missing, not
@@ -63,6 +83,8 @@ def read_coco(json_file: str | Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise InputError(json_file, f'has no list "{part}"', "give a COCO-format JSON file")
     _check_entries(json_file, content)
+    if drop_empty_boxes:
+        _drop_empty_boxes(json_file, content)
     _check_annotations(json_file, content)
     return content
 
@@ -111,6 +133,26 @@ def _check_entries(json_file, content: dict) -> None:
             seen.add(entry["id"])
 
 
+def _drop_empty_boxes(json_file, content: dict) -> None:
+    before = content["annotations"]
+    kept = [entry for entry in before if not (_is_box(entry["bbox"]) and _is_empty(entry["bbox"]))]
+    content["annotations"] = kept
+    if len(kept) < len(before):
+        logger.info("%s: %d boxes without area left out", json_file, len(before) - len(kept))
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(type(v) in (int, float) and math.isfinite(v) for v in box)
+    )
+
+
+def _is_empty(box: list) -> bool:
+    return box[2] <= 0 or box[3] <= 0
+
+
 def _check_annotations(json_file, content: dict) -> None:
     images = {image["id"] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
@@ -143,22 +185,17 @@ def _check_annotations(json_file, content: dict) -> None:
 
 
 def _check_box(json_file, where: str, box: Any) -> None:
-    numbers = (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(type(v) in (int, float) and math.isfinite(v) for v in box)
-    )
-    if not numbers:
+    if not _is_box(box):
         raise InputError(
             json_file,
             f"{where} has the bbox {box!r}",
             "write it as four numbers [x, y, width, height] in pixels",
         )
-    if box[2] <= 0 or box[3] <= 0:
+    if _is_empty(box):
         raise InputError(
             json_file,
             f"{where} has a box without area, {box}",
-            "remove it or correct its width and height",
+            "remove it, correct its width and height, or set DATASETS.DROP_EMPTY_BOXES True",
         )
 
 
@@ -182,6 +219,12 @@ def _image_paths(name: str, json_file, image_root, images: Iterable[dict]) -> di
     return paths
 
 
+def read_registered(name: str) -> dict[str, Any]:
+    """The file of a registered data set, as `read_coco` gives it."""
+    meta = MetadataCatalog.get(name)
+    return read_coco(meta.json_file, drop_empty_boxes=meta.get("drop_empty_boxes", False))
+
+
 def load_coco(name: str) -> list[dict[str, Any]]:
     """A registered data set in Detectron2's format: one dict an image, boxes XYWH_ABS pixels.
 
@@ -191,7 +234,7 @@ def load_coco(name: str) -> list[dict[str, Any]]:
         InputError: see `read_coco`; also an image file that is not there.
     """
     meta = MetadataCatalog.get(name)
-    content = read_coco(meta.json_file)
+    content = read_registered(name)
     ids = set_classes(name, content)
     paths = _image_paths(name, meta.json_file, meta.image_root, content["images"])
     records = {

@@ -49,10 +49,10 @@ class DemoSpec:
         192,
         256,
     )  # (height, width) of a scene, pixels, each at least 128
-    num_train: int = 600  # scenes, 1..499999
+    num_train: int = 900  # scenes, 1..499999
     num_val: int = 120
     crop_size: int = 64  # height and width of a crop, pixels, at least 32
-    crops_per_class_train: int = 500  # 1..99999
+    crops_per_class_train: int = 800  # 1..99999
     crops_per_class_val: int = 60
 
 

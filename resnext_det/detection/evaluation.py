@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.structures import Boxes, Instances
@@ -14,7 +13,7 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from torch import nn
 
-from ..data.coco import read_coco
+from ..data.coco import read_registered
 from ..errors import InputError
 from .loaders import build_test_loader
 
@@ -24,10 +23,10 @@ RECALL_AT = (100, 300, 1000)
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def coco_api(json_file: str) -> COCO:
-    """pycocotools' view of a checked file, missing ``iscrowd`` and ``area`` filled in."""
+def coco_api(name: str) -> COCO:
+    """pycocotools' view of a registered data set, missing ``iscrowd`` and ``area`` filled in."""
     coco = COCO()
-    coco.dataset = read_coco(json_file)
+    coco.dataset = read_registered(name)
     coco.createIndex()
     return coco
 
@@ -47,7 +46,7 @@ class BoxEvaluator(COCOEvaluator):
             use_fast_impl=False,
             max_dets_per_image=max_dets,
         )
-        self._coco_api = coco_api(MetadataCatalog.get(name).json_file)
+        self._coco_api = coco_api(name)
         self.precision: np.ndarray | None = None
 
     def process(self, inputs, outputs) -> None:
@@ -74,7 +73,7 @@ class RecallEvaluator(DatasetEvaluator):
     """AR@100, @300, @1000 of the proposals: recall averaged over IoU 0.5:0.95, percent."""
 
     def __init__(self, name: str):
-        self.coco = coco_api(MetadataCatalog.get(name).json_file)
+        self.coco = coco_api(name)
 
     def reset(self) -> None:
         self.predictions: list[dict] = []

@@ -121,6 +121,7 @@ def test_values_set_as_the_record_has_them_are_no_conflict():
 
 def test_rounded_statistics_agree():
     """Files and configs write them with three decimals or more."""
-    mean = [123.6750001, 116.28, 103.5299999]
-    apply_record(make_cfg(), make_record(pixel_mean=mean), "x50.safetensors")
+    cfg = make_cfg("MODEL.PIXEL_MEAN", "[124.0, 117.0, 104.0]")
+    apply_record(cfg, make_record(pixel_mean=[124.0000001, 117.0, 103.9999999]), "x50.safetensors")
+    assert cfg.MODEL.PIXEL_MEAN == [124.0, 117.0, 104.0]
     assert_refused(make_cfg("MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.54]"), make_record(), "MEAN")

@@ -18,6 +18,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "detection.yaml"
 TINY = {
     "MODEL.DEVICE": "cpu",
     "MODEL.PRECISION": "fp32",
+    "MODEL.RESNETS.NORM": "FrozenBN",
     "MODEL.RESNETS.NUM_GROUPS": "4",
     "MODEL.RESNETS.WIDTH_PER_GROUP": "8",
     "MODEL.RESNETS.WIDTH_MULTIPLIER": "0.125",
@@ -39,6 +40,12 @@ def detector(cfg):
     model = build_model(cfg)
     assert type(model).__name__ == "NonSharedRCNN"
     return model
+
+
+def with_value(cfg, key, value):
+    cfg = cfg.clone()
+    cfg.MODEL.RESNETS[key] = value
+    return cfg
 
 
 def classifier(cfg, **others):
@@ -114,10 +121,7 @@ def test_every_trunk_tensor_is_the_files(detector, tensors):
 @pytest.mark.parametrize("stage", ["rpn", "fast_rcnn"])
 def test_one_network_alone(cfg, tensors, stage, norm):
     """With batch norm that trains as well, whose step counter is not counted as a tensor."""
-    cfg = stage_cfg(cfg, stage).clone()
-    cfg.defrost()
-    cfg.MODEL.RESNETS.NORM = norm
-    model = build_model(cfg)
+    model = build_model(stage_cfg(with_value(cfg, "NORM", norm), stage))
     report = load_trunk(model, tensors, "x50.safetensors")
     state = model.state_dict()
     trunk = [
@@ -199,28 +203,21 @@ def test_another_depth_is_not_taken(cfg, detector):
     blocks = {name for name in report.unused if name.startswith("res")}
     assert {name.split(".")[1] for name in blocks} == {"1"}
     shallower = classifier(cfg).state_dict()
-    deep = build_model(with_depth(cfg, 26))
+    deep = build_model(with_value(cfg, "DEPTH", 26))
     assert_refused(lambda: load_trunk(deep, shallower, "x50.safetensors"), "missing", ".1.")
-
-
-def with_depth(cfg, depth):
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.RESNETS.DEPTH = depth
-    return cfg
 
 
 # ---- whole models ----
 
 
-def test_load_all(cfg, detector):
-    torch.manual_seed(1)
-    other = build_model(cfg)
-    assert not torch.equal(other.state_dict()[RES5], detector.state_dict()[RES5])
-    report = load_all(detector, copy_of(other), "x50.safetensors")
-    assert report.loaded == report.wanted == len(other.state_dict())
-    for key, tensor in other.state_dict().items():
-        assert torch.equal(detector.state_dict()[key], tensor), key
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_load_all(cfg, norm):
+    first, second = (build_model(with_value(cfg, "NORM", norm)) for _ in range(2))
+    content = {name: tensor + 1 for name, tensor in copy_of(first).items()}
+    report = load_all(second, content, "x50.safetensors")
+    assert report.loaded == report.wanted == sum(not key.endswith(COUNTER) for key in content)
+    for key, tensor in second.state_dict().items():
+        assert torch.equal(tensor, content[key]), key
 
 
 def test_load_all_refuses_left_overs(detector):
