@@ -65,7 +65,9 @@ def test_refusal_in_one_of_several_processes_is_one_line(capsys):
         exit_cleanly(tool)()
     assert caught.value.code == 2
     message = "error: train.json: annotation 3 has a box without area; remove it\n"
-    assert capsys.readouterr().err == message
+    # torch may say before it that it ends the other process; whose turn it is, is chance.
+    printed = capsys.readouterr().err
+    assert printed.endswith(message) and "Traceback" not in printed
 
 
 def test_fault_of_ours_keeps_its_traceback():
