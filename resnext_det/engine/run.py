@@ -68,12 +68,21 @@ def start_run(cfg: CfgNode, *, new: bool) -> None:
             folder, f"cannot be made ({error.strerror})", "choose an OUTPUT_DIR that can be written"
         ) from error
     comm.synchronize()
-    for name in ("resnext_det", "detectron2", "fvcore"):
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
+    _log_to(folder)
     choose_device(cfg)
     if cfg.SEED < 0:
         cfg.SEED = 0
     seed_all(cfg.SEED, comm.get_rank())
+
+
+def _log_to(folder: Path) -> None:
+    """Console and ``folder/log.txt``; a process that runs twice does not print lines twice."""
+    setup_logger.cache_clear()
+    for name in ("resnext_det", "detectron2", "fvcore"):
+        old = logging.getLogger(name).handlers
+        while old:
+            old.pop().close()
+        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
 
 
 def record_run(cfg: CfgNode) -> None:
