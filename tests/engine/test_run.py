@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 
 import pytest
+import torch
 
 from resnext_det.config import load_cfg
-from resnext_det.engine.run import start_run, write_json
+from resnext_det.engine.run import share_cores, start_run, write_json
 from resnext_det.errors import InputError
 
 
@@ -37,6 +39,22 @@ def test_folder_of_another_run_is_refused(tmp_path):
 
 def test_unset_seed_becomes_zero(tmp_path):
     assert run_in(tmp_path).SEED == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1, 10_000])
+def test_workers_and_step_share_the_cores(monkeypatch, workers):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+    share_cores(load_cfg(None, ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", str(workers)]))
+    assert threads == [max(1, 4 - workers)]
+
+
+def test_threads_set_by_the_user_are_kept(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("changed"))
+    share_cores(load_cfg(None, ["MODEL.DEVICE", "cpu"]))
 
 
 def test_nan_is_written_as_null(tmp_path):
