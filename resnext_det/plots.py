@@ -47,9 +47,9 @@ def training_curves(metrics: dict[str, str | Path], path: str | Path) -> None:
 
 
 def _draw_stage(axis, title: str, series: dict) -> None:
-    for name, (iterations, values) in sorted(series.items()):
-        if LOSS_MARK in name and name != "total_loss":
-            axis.plot(iterations, values, label=name, linewidth=1)
+    losses = [name for name in sorted(series) if LOSS_MARK in name and name != "total_loss"]
+    for name in losses or ["total_loss"]:  # a single loss is written as the total alone
+        axis.plot(*series.get(name, ([], [])), label=name, linewidth=1)
     axis.set(title=title, xlabel="iteration", ylabel="loss", ylim=(0, None))
     handles, labels = axis.get_legend_handles_labels()
     errors = [name for name in ("top1_error", "top5_error") if f"classification/{name}" in series]
