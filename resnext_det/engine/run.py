@@ -48,7 +48,8 @@ def share_cores(cfg: CfgNode) -> None:
     """On a CPU, let data workers and the training step have a core each, not the same one.
 
     torch takes every core for the step; a worker beside it makes both wait (classification
-    steps on two cores: 1.6 times the time of one thread and one worker). OMP_NUM_THREADS, where set, is kept.
+    steps on two cores: 1.6 times the time of one thread and one worker). OMP_NUM_THREADS, where
+    set, is kept.
     """
     if cfg.MODEL.DEVICE == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
