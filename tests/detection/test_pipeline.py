@@ -235,7 +235,7 @@ def test_first_missing_file_is_named(cfg_for, copied):
     "key, value, stage, folders",
     [
         ("SOLVER.RPN.MAX_ITER", 9, "rpn", ("rpn", "proposals", "fast_rcnn")),
-        ("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 64, "rpn", ("rpn", "proposals", "fast_rcnn")),
+        ("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 48, "rpn", ("rpn", "proposals", "fast_rcnn")),
         ("SOLVER.FAST_RCNN.BASE_LR", 0.5, "fast_rcnn", ("fast_rcnn",)),
         ("SEED", 7, "rpn", ()),
     ],
