@@ -48,8 +48,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=None)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 512), metavar=("MIN", "MAX"))
     parser.add_argument("--output", default="output/bench_same_minutes")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE for train_net.py")
-    return parser.parse_args()
+    parser.add_argument("opts", nargs="*", help="KEY VALUE for train_net.py")
+    return parser.parse_intermixed_args()
 
 
 def run_ours(args: argparse.Namespace) -> tuple[dict, float]:

@@ -25,8 +25,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
     add_launch_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
-    return parser.parse_args()
+    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
+    return parser.parse_intermixed_args()  # flags and overrides in any order
 
 
 def run(args: argparse.Namespace) -> None:

@@ -28,8 +28,8 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{split}-json", help=f"COCO-format annotations ({split})")
         parser.add_argument(f"--{split}-images", help=f"image folder ({split})")
     add_launch_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
-    return parser.parse_args()
+    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
+    return parser.parse_intermixed_args()  # flags and overrides in any order
 
 
 def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -111,6 +111,15 @@ def test_a_tool_only_parses_and_calls(tool):
     assert len(tool.read_text().splitlines()) < 80
 
 
+def test_flags_and_overrides_come_in_any_order(monkeypatch):
+    """The README's own evaluation command names flags after ``MODEL.WEIGHTS``."""
+    given = "--eval-only MODEL.WEIGHTS m.safetensors --val-json v.json MODEL.RPN.BOUNDARY_THRESH -1"
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *given.split(), "--val-images", "images/"])
+    args = runpy.run_path(str(ROOT / "tools" / "train_net.py"))["parse"]()
+    assert args.eval_only and (args.val_json, args.val_images) == ("v.json", "images/")
+    assert args.opts == ["MODEL.WEIGHTS", "m.safetensors", "MODEL.RPN.BOUNDARY_THRESH", "-1"]
+
+
 def test_detectron2s_own_name_of_coco(shared_data, tmp_path):
     """COCO as Detectron2 lays it out, under $DETECTRON2_DATASETS, by the paper's config."""
     (tmp_path / "coco").symlink_to(shared_data / "coco")
