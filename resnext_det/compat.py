@@ -64,6 +64,7 @@ def describe_environment() -> dict[str, str]:
         "torch": torch.__version__,
         "torchvision": _version("torchvision"),
         "detectron2": _detectron2_version(),
+        "resnext_det": _version("resnext_det"),
         "numpy": _version("numpy"),
         "opencv": _version("cv2"),
         "pycocotools": _version("pycocotools"),

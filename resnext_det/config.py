@@ -19,7 +19,7 @@ from .errors import InputError
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("rpn", "fast_rcnn")
+NETWORKS = ("rpn", "fast_rcnn")
 PRECISIONS = ("fp32", "bf16", "auto")
 
 # Pixel statistics of the ImageNet recipe (RGB, 0..255), which the paper's own models,
@@ -294,7 +294,7 @@ def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
         stage: "rpn" (a Detectron2 ``ProposalNetwork``) or "fast_rcnn" (a Detectron2
             ``GeneralizedRCNN`` on stored proposals).
     """
-    assert stage in STAGES, stage
+    assert stage in NETWORKS, stage
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in cfg.SOLVER[stage.upper()].items():

@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from resnext_det.classification.classifier import build_classifier
 from resnext_det.config import (
     IMAGENET_MEAN,
-    STAGES,
+    NETWORKS,
     cfg_from_text,
     check_cfg,
     flatten,
@@ -327,7 +327,7 @@ def build_on_meta(path):
 @pytest.mark.parametrize("path", RUNNABLE, ids=by_name)
 def test_every_config_builds(path):
     parts = {name for name, _ in build_on_meta(path).named_children()}
-    assert parts == ({"trunk"} if "SOLVER.MAX_EPOCHS" in given_keys(path) else set(STAGES))
+    assert parts == ({"trunk"} if "SOLVER.MAX_EPOCHS" in given_keys(path) else set(NETWORKS))
 
 
 def given_keys(path):
@@ -460,7 +460,7 @@ def test_classification_and_detection_have_the_same_trunk():
 # ---- one network's config ----
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", NETWORKS)
 def test_stage_cfg(stage):
     cfg = load_cfg(PAPER)
     before = cfg.dump()
@@ -485,7 +485,7 @@ def test_stage_cfg_of_a_frozen_config():
     assert cfg.is_frozen()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", NETWORKS)
 def test_stage_cfg_changes_nothing_else(stage):
     cfg = load_cfg(PAPER)
     before, after = flatten(cfg), flatten(stage_cfg(cfg, stage))

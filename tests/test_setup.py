@@ -314,7 +314,7 @@ def test_environment_record_is_text():
 
     found = describe_environment()
     wanted = {"python", "torch", "torchvision", "detectron2", "numpy", "opencv", "pycocotools",
-              "fvcore", "platform", "cpu", "cuda", "gpu"}  # fmt: skip
+              "fvcore", "resnext_det", "platform", "cpu", "cuda", "gpu"}  # fmt: skip
     assert set(found) == wanted
     assert all(isinstance(value, str) and value and "\n" not in value for value in found.values())
     assert "unknown" not in found.values()

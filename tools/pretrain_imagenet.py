@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train (or evaluate) a ResNeXt classifier on an ImageNet-style folder.
 
-python tools/pretrain_imagenet.py --config-file configs/imagenet/X50_32x4d.yaml \
+python tools/pretrain_imagenet.py --config-file configs/imagenet/X50_32x4d.yaml \\
     DATA.ROOT /data/imagenet
 """
 
@@ -21,7 +21,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default=str(PAPER_RECIPE))
+    parser.add_argument(
+        "--config-file", default=str(PAPER_RECIPE), help="YAML (default: the paper's X-50 recipe)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
     add_launch_arguments(parser)

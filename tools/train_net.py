@@ -20,7 +20,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="")
+    parser.add_argument("--config-file", default="", help="YAML, see configs/")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--stage", choices=stages.STAGES, help="run this stage only")
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
@@ -52,7 +52,6 @@ def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         return pipeline.evaluation_cfg(given, given.MODEL.WEIGHTS)
     cfg = pipeline.evaluation_cfg(None, given.MODEL.WEIGHTS)
-    cfg.OUTPUT_DIR = given.OUTPUT_DIR
     override(cfg, args.opts)
     return cfg
 

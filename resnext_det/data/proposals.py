@@ -60,8 +60,14 @@ class ProposalWriter:
         np.save(self.folder / f"{self.part}.index.npy", np.array([self.ids, self.counts], np.int64))
 
 
-def join_parts(path: str | Path, parts: int, source: str) -> None:
+def join_parts(
+    path: str | Path, parts: int, source: str, made_with: dict[str, str] | None = None
+) -> None:
     """Put all processes' parts into one file at ``path``; there whole, or not at all.
+
+    Args:
+        source: the data sets the boxes were made for.
+        made_with: what the boxes depend on, to notice later that it has changed.
 
     Raises:
         InputError: an image id appears twice.
@@ -82,7 +88,7 @@ def join_parts(path: str | Path, parts: int, source: str) -> None:
     offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype("<i8")
     aside = path.with_name(f".{path.name}.tmp")
     with open(aside, "wb") as out:
-        _write_header(out, ids, offsets, source)
+        _write_header(out, ids, offsets, {"source": source, **(made_with or {})})
         out.write(ids[order].astype("<i8").tobytes())
         out.write(offsets.tobytes())
         for name, size in ROW_BYTES.items():
@@ -91,7 +97,7 @@ def join_parts(path: str | Path, parts: int, source: str) -> None:
     shutil.rmtree(folder)
 
 
-def _write_header(out, ids: np.ndarray, offsets: np.ndarray, source: str) -> None:
+def _write_header(out, ids: np.ndarray, offsets: np.ndarray, said: dict[str, str]) -> None:
     """The safetensors header: its length (8 bytes, little-endian), then JSON."""
     images, rows = len(ids), int(offsets[-1])
     shapes = {
@@ -100,7 +106,7 @@ def _write_header(out, ids: np.ndarray, offsets: np.ndarray, source: str) -> Non
         "boxes": ("F32", [rows, 4], 16 * rows),
         "objectness_logits": ("F32", [rows], 4 * rows),
     }
-    header: dict = {"__metadata__": {"format": FORMAT, "bbox_mode": "XYXY_ABS", "source": source}}
+    header: dict = {"__metadata__": {**said, "format": FORMAT, "bbox_mode": "XYXY_ABS"}}
     start = 0
     for name, (dtype, shape, size) in shapes.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
@@ -139,6 +145,7 @@ class ProposalFile:
             )
         try:
             self._file = safe_open(self.path, framework="np")
+            self.metadata = self._file.metadata() or {}
             ids = self._file.get_tensor("image_ids")
             self._offsets = self._file.get_tensor("offsets")
             self._boxes = self._file.get_slice("boxes")

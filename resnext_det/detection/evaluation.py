@@ -80,8 +80,9 @@ class RecallEvaluator(DatasetEvaluator):
 
     def process(self, inputs, outputs) -> None:
         for x, output in zip(inputs, outputs, strict=True):
-            found = output["proposals"].to("cpu") if "proposals" in output else _no_proposal()
-            self.predictions.append({"image_id": x["image_id"], "proposals": found})
+            found = output.get("proposals", ())
+            kept = found.to("cpu") if len(found) else _no_proposal()
+            self.predictions.append({"image_id": x["image_id"], "proposals": kept})
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         gathered = comm.gather(self.predictions)

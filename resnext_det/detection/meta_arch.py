@@ -71,7 +71,7 @@ class NonSharedRCNN(nn.Module):
         features = self.fast_rcnn.backbone(images.tensor)
         detections, _ = self.fast_rcnn.roi_heads(images, features, first, None)
         return [
-            self._output(x, size, found, best[: self.proposals_topk])
+            self._output(x, size, found, best)
             for x, size, found, best in zip(
                 batched_inputs, images.image_sizes, detections, proposals, strict=True
             )
@@ -81,10 +81,9 @@ class NonSharedRCNN(nn.Module):
         features = self.rpn.backbone(images.tensor)
         return self.rpn.proposal_generator(images, features, None)[0]
 
-    @staticmethod
-    def _output(x: dict, size: tuple[int, int], found: Instances, best: Instances) -> dict:
+    def _output(self, x: dict, size: tuple[int, int], found: Instances, best: Instances) -> dict:
         height, width = x.get("height", size[0]), x.get("width", size[1])
         output = {"instances": detector_postprocess(found, height, width)}
-        if len(best):
-            output["proposals"] = detector_postprocess(best, height, width)
+        if self.proposals_topk:
+            output["proposals"] = detector_postprocess(best[: self.proposals_topk], height, width)
         return output

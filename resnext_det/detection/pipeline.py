@@ -66,19 +66,30 @@ def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
         only: "rpn", "proposals", "fast_rcnn" or "eval"; what it needs must be there.
     """
     prepare(cfg)
+    wanted = stages.STAGES if only is None else (only,)
+    if not resume:
+        for stage in wanted:
+            stages.check_unused(cfg, stage)
+    if only is not None and not (resume and _is_finished(cfg, only)):
+        _require_earlier(cfg, only)
     record_run(cfg)
     cfg.freeze()
-    for stage in stages.STAGES if only is None else (only,):
+    for stage in wanted:
         _run_stage(cfg, stage, resume)
 
 
+def _is_finished(cfg: CfgNode, stage: str) -> bool:
+    return stage != "eval" and stages.stage_file(cfg, stage).exists()
+
+
 def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
-    if stage != "eval" and resume and stages.stage_file(cfg, stage).exists():
-        if stage != "proposals":
+    if resume and _is_finished(cfg, stage):
+        if stage == "proposals":
+            stages.check_proposals(cfg)
+        else:
             stages.check_unchanged(cfg, stage)
         logger.info("stage %s is finished: %s", stage, stages.stage_file(cfg, stage))
         return
-    _require_earlier(cfg, stage)
     if stage in ("rpn", "fast_rcnn"):
         stages.train_network(cfg, stage, resume)
     elif stage == "proposals":
@@ -89,7 +100,7 @@ def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
 
 def _require_earlier(cfg: CfgNode, stage: str) -> None:
     """Raises InputError where the file of an earlier stage is missing."""
-    for earlier in stages.STAGES[: stages.STAGES.index(stage)]:
+    for earlier in stages.NEEDS[stage]:
         path = stages.stage_file(cfg, earlier)
         if not path.exists():
             raise InputError(
@@ -118,6 +129,8 @@ def evaluate(cfg: CfgNode, weights: str | Path) -> dict:
 def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
     """The config for ``--eval-only``: the given one, or the one stored in the weights.
 
+    Without one, OUTPUT_DIR is the folder ``eval`` beside the weights.
+
     Raises:
         InputError: no detector weights, or a config that they do not fit.
     """
@@ -131,6 +144,7 @@ def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
     require_detector(record, weights)
     stored = stored_cfg(weights)
     if cfg is None:
+        stored.OUTPUT_DIR = str(Path(weights).parent / "eval")  # not into the run that trained it
         return stored
     apply_record(cfg, record, weights)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(record.class_names)

@@ -28,13 +28,20 @@ def proposal_cfg(cfg: CfgNode) -> CfgNode:
 
 
 @torch.no_grad()
-def dump_proposals(cfg: CfgNode, model: nn.Module, names: list[str], path: str | Path) -> None:
+def dump_proposals(
+    cfg: CfgNode,
+    model: nn.Module,
+    names: list[str],
+    path: str | Path,
+    made_with: dict[str, str] | None = None,
+) -> None:
     """Write the RPN's boxes of every image of the data sets (Ren et al. 2017, Sec. 3).
 
     Args:
         cfg: as `proposal_cfg` gives it.
         model: a Detectron2 ``ProposalNetwork`` built from ``cfg``.
         path: see ``data.proposals`` for the format; boxes are in original-image pixels.
+        made_with: stored in the file's metadata, see ``data.proposals.join_parts``.
 
     Raises:
         InputError: an image id appears twice; a half-written file is never left at ``path``.
@@ -54,6 +61,6 @@ def dump_proposals(cfg: CfgNode, model: nn.Module, names: list[str], path: str |
     writer.close()
     comm.synchronize()
     if comm.is_main_process():
-        join_parts(path, comm.get_world_size(), ", ".join(names))
+        join_parts(path, comm.get_world_size(), ", ".join(names), made_with)
     comm.synchronize()
     logger.info("proposals: %s", path)

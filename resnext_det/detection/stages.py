@@ -20,7 +20,14 @@ from ..engine.run import write_json
 from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
 from ..errors import InputError
-from ..weights import load_all, load_weights, read_record, read_weights, save_weights
+from ..weights import (
+    fingerprint,
+    load_all,
+    load_weights,
+    read_record,
+    read_weights,
+    save_weights,
+)
 from .detector import load_detector, record_of
 from .evaluation import evaluate
 from .loaders import build_train_loader
@@ -30,7 +37,14 @@ logger = logging.getLogger(__name__)
 
 FINAL = "model_final.safetensors"
 STAGES = ("rpn", "proposals", "fast_rcnn", "eval")
-# Keys that change where and how fast a stage runs, but not what it trains.
+# What each stage reads from the others. Proposals may also come from elsewhere.
+NEEDS = {
+    "rpn": (),
+    "proposals": ("rpn",),
+    "fast_rcnn": ("proposals",),
+    "eval": ("rpn", "fast_rcnn"),
+}
+# Keys that change where and how fast a stage runs or what is measured, but not what it trains.
 FREE_KEYS = (
     "OUTPUT_DIR",
     "MODEL.DEVICE",
@@ -39,11 +53,14 @@ FREE_KEYS = (
     "DATASETS.TEST",
     "SOLVER.CHECKPOINT",
     "VIS_PERIOD",
-    "PROPOSALS.",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
 )
 # Keys of the other network, which a stage does not see.
 OTHERS_KEYS = {
-    "rpn": ("SOLVER.FAST_RCNN.", "MODEL.ROI_"),
+    "rpn": ("SOLVER.FAST_RCNN.", "MODEL.ROI_", "PROPOSALS."),
     "fast_rcnn": ("SOLVER.RPN.", "MODEL.RPN.", "MODEL.ANCHOR_GENERATOR."),
 }
 
@@ -86,12 +103,49 @@ def check_unchanged(cfg: CfgNode, stage: str) -> None:
             )
 
 
+def _proposals_made_with(cfg: CfgNode) -> dict[str, str]:
+    """What stored proposals depend on; the RPN by the sum of its weights, where it is there."""
+    rpn = stage_file(cfg, "rpn")
+    made_with = {f"PROPOSALS.{key}": str(value) for key, value in cfg.PROPOSALS.items()}
+    if rpn.exists():
+        made_with["rpn_sha256"] = fingerprint(read_weights(rpn)[0])
+    return made_with
+
+
+def check_proposals(cfg: CfgNode) -> None:
+    """Raises InputError where stored proposals were made by another RPN or with other limits.
+
+    A file of the user's own says nothing of them and is taken as it is.
+    """
+    path = stage_file(cfg, "proposals")
+    then = ProposalFile(path).metadata
+    for key, value in _proposals_made_with(cfg).items():
+        if then.get(key, value) != value:
+            raise InputError(
+                path,
+                f"was made with {key} {then[key]}, which now is {value}",
+                f"remove {path.parent} and {stage_file(cfg, 'fast_rcnn').parent} to redo them",
+            )
+
+
+def check_unused(cfg: CfgNode, stage: str) -> None:
+    """Raises InputError where a stage that is to start anew has left something already."""
+    final = stage_file(cfg, stage)
+    found = [final] if final.exists() else sorted(final.parent.glob("model_*.pth"))
+    if stage != "eval" and found:
+        raise InputError(
+            found[0],
+            f"is of an earlier run of stage {stage}",
+            f"add --resume to go on with it, or remove {final.parent} to start anew",
+        )
+
+
 def _initial_model(cfg: CfgNode, stage: str) -> nn.Module:
     """A network with fresh heads and the classification weights in its trunk."""
     seed_all(cfg.SEED, 2, ("rpn", "fast_rcnn").index(stage))
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_weights(model, cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_ALLOW_MISSING)
     else:
         logger.warning("MODEL.WEIGHTS is empty: the %s network starts from random weights", stage)
     return model
@@ -131,7 +185,13 @@ def make_proposals(cfg: CfgNode) -> None:
     model = build_model(own)
     tensors, _ = read_weights(path)
     load_all(model, tensors, path)
-    dump_proposals(own, model, list(own.DATASETS.TRAIN), stage_file(cfg, "proposals"))
+    dump_proposals(
+        own,
+        model,
+        list(own.DATASETS.TRAIN),
+        stage_file(cfg, "proposals"),
+        _proposals_made_with(cfg),
+    )
 
 
 def join(cfg: CfgNode) -> None:

@@ -49,7 +49,10 @@ class StopOnSignal(HookBase):
             return
         iteration = self.trainer.iter
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        raise Interrupted(f"saved iteration {iteration}; the same command with --resume goes on")
+        raise Interrupted(
+            f"saved iteration {iteration}; the same command with --resume goes on (`make demo` "
+            "goes on by itself)"
+        )
 
     def after_train(self) -> None:
         for number, handler in self.previous.items():

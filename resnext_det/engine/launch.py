@@ -23,11 +23,13 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="GPUs on this machine (default: 1 if there is one, else the CPU)",
     )
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--num-machines", type=int, default=1, help="or use torchrun")
+    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's number")
     parser.add_argument(
         "--dist-url", default="auto", help="address of machine 0, for instance tcp://host:29500"
     )
+    # Taken out of the command line by errors.exit_cleanly; here for --help.
+    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
 
 
 def launch(main: Callable, args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Reading and writing weights files: safetensors, which cannot run code, written whole or not."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def save_weights(path: str | Path, tensors: dict[str, torch.Tensor], record: Wei
         aside.unlink(missing_ok=True)
 
 
+def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of names and values, in hexadecimal; equal weights have equal ones in any file."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
 def read_record(path: str | Path) -> WeightsRecord:
     """The record alone, without reading the tensors. Raises InputError as `read_weights`."""
     with _open(path) as file:
@@ -52,7 +62,8 @@ def _open(path: str | Path):
         raise InputError(
             path,
             "the weights file does not exist",
-            'check MODEL.WEIGHTS (give "" to start from random weights)',
+            "give MODEL.WEIGHTS a file that a training run wrote (`make demo` writes "
+            'output/demo/classification/model_final.safetensors; "" starts from random weights)',
         )
     try:
         return safe_open(str(path), framework="pt")

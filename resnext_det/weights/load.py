@@ -117,11 +117,17 @@ def _load(model, found, wanted, source, allow_missing) -> LoadReport:
     return LoadReport(len(wanted) - len(missing), len(wanted), (), tuple(missing))
 
 
-def load_weights(model: nn.Module, path: str | Path) -> WeightsRecord:
+def load_weights(
+    model: nn.Module, path: str | Path, allow_missing: tuple[str, ...] = ()
+) -> WeightsRecord:
     """Load a weights file into a model and return the file's record.
 
     A classification file goes into every trunk of a detection model (its heads start
     fresh) or, whole, into a classification model; other kinds must fit the model exactly.
+
+    Args:
+        allow_missing: fnmatch patterns of model keys that may be missing from the file
+            (MODEL.WEIGHTS_ALLOW_MISSING); they keep their values.
 
     Raises:
         InputError: see `read_weights`, `load_trunk` and `load_all`.
@@ -129,5 +135,5 @@ def load_weights(model: nn.Module, path: str | Path) -> WeightsRecord:
     tensors, record = read_weights(path)
     detection = any(trunk_name(key) for key in model.state_dict())
     load = load_trunk if record.kind == "classification" and detection else load_all
-    logger.info("%s: %s", path, load(model, tensors, path))
+    logger.info("%s: %s", path, load(model, tensors, path, tuple(allow_missing)))
     return record

@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from resnext_det.config import load_cfg, trunk_arguments
-from resnext_det.data.proposals import ProposalFile
+from resnext_det.data.proposals import ProposalFile, ProposalWriter, join_parts
 from resnext_det.detection import pipeline, stages
 from resnext_det.detection.detector import load_detector
 from resnext_det.detection.loaders import build_test_loader, build_train_loader
@@ -209,7 +209,7 @@ def test_missing_stages_alone_are_run(cfg_for, copied, whole, monkeypatch):
     "stage, missing",
     [
         ("proposals", "rpn/model_final"),
-        ("fast_rcnn", "rpn/model_final"),
+        ("fast_rcnn", "proposals/train"),
         ("eval", "rpn/model_final"),
     ],
 )
@@ -218,17 +218,87 @@ def test_stage_before_its_turn(cfg_for, tmp_path, stage, missing):
         lambda: pipeline.run(cfg_for(tmp_path), resume=False, only=stage),
         f"{tmp_path / missing}.safetensors: ",
         f"stage {stage} needs this file",
-        "--stage rpn",
+        f"--stage {missing.split('/')[0]}",
     )
+    assert not (tmp_path / "run.json").exists()
 
 
-def test_first_missing_file_is_named(cfg_for, copied):
-    (copied / "proposals" / "train.safetensors").unlink()
+def test_evaluation_needs_no_proposal_file(cfg_for, copied, whole):
+    shutil.rmtree(copied / "proposals")
+    (copied / "results.json").unlink()
+    pipeline.run(cfg_for(copied), resume=False, only="eval")
+    assert (copied / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_fast_rcnn_on_proposals_of_the_users_own(cfg_for, whole, tmp_path):
+    """They say nothing of an RPN, and none is needed."""
+    cfg = cfg_for(tmp_path)
+    stored = ProposalFile(whole / STAGE_FILES[1])
+    writer = ProposalWriter(tmp_path / STAGE_FILES[1])
+    pipeline.prepare(cfg)
+    for record in DatasetCatalog.get("demo_train"):
+        writer.add(record["image_id"], *stored[record["image_id"]])
+    writer.close()
+    join_parts(tmp_path / STAGE_FILES[1], 1, "mine")
+    pipeline.run(cfg_for(tmp_path), resume=False, only="fast_rcnn")
+    assert (tmp_path / STAGE_FILES[2]).exists()
+
+
+@pytest.mark.parametrize("stage", ["rpn", "proposals", "fast_rcnn"])
+@pytest.mark.parametrize("left", ["finished", "begun"])
+def test_a_used_stage_does_not_start_anew(cfg_for, copied, stage, left):
+    """Without --resume nothing of an earlier run is trained over."""
+    (copied / "run.json").unlink()
+    if left == "begun" and stage != "proposals":
+        (copied / stage / "model_final.safetensors").unlink()
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     refusal(
-        lambda: pipeline.run(cfg_for(copied), resume=False, only="eval"),
-        f"{copied / 'proposals' / 'train.safetensors'}: ",
-        "--stage proposals",
+        lambda: pipeline.run(cfg_for(copied), resume=False, only=stage),
+        f"{copied / stage}/",
+        f"stage {stage}",
+        "--resume",
     )
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", ["limits", "rpn"])
+def test_proposals_of_another_rpn(cfg_for, copied, change):
+    """Kept files of a run whose RPN or limits changed do not pass for the new ones."""
+    cfg = cfg_for(copied, **{"PROPOSALS.POST_NMS_TOPK": 50} if change == "limits" else {})
+    if change == "rpn":
+        tensors, record = read_weights(copied / STAGE_FILES[0])
+        save_weights(copied / STAGE_FILES[0], {k: v + 1 for k, v in tensors.items()}, record)
+    word = "PROPOSALS.POST_NMS_TOPK 60" if change == "limits" else "rpn_sha256"
+    refusal(
+        lambda: pipeline.run(cfg, resume=True),
+        f"{copied / STAGE_FILES[1]}: ",
+        word,
+        copied / "fast_rcnn",
+    )
+
+
+def test_missing_weights_that_the_config_allows(cfg_for, start_weights, tmp_path):
+    tensors, record = read_weights(start_weights)
+    del tensors["res4.0.conv2.weight"]
+    path = tmp_path / "part.safetensors"
+    save_weights(path, tensors, record)
+    allowed = {"MODEL.WEIGHTS": path, "MODEL.WEIGHTS_ALLOW_MISSING": "('*res4.0.conv2*',)"}
+    for given, refused in (({"MODEL.WEIGHTS": path}, True), (allowed, False)):
+        cfg = cfg_for(tmp_path / "run", **given)
+        pipeline.prepare(cfg)
+        own = stages.network_cfg(cfg, "rpn")
+        if refused:
+            refusal(lambda own=own: stages._initial_model(own, "rpn"), "res4.0.conv2.weight")
+        else:
+            state = stages._initial_model(own, "rpn").state_dict()
+            assert torch.equal(
+                state["backbone.res3.0.conv2.weight"], tensors["res3.0.conv2.weight"]
+            )
+
+
+def test_evaluation_alone_leaves_the_run_as_it_is(whole):
+    weights = whole / "model_final.safetensors"
+    assert pipeline.evaluation_cfg(None, str(weights)).OUTPUT_DIR == str(whole / "eval")
 
 
 @pytest.mark.parametrize(

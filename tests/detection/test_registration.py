@@ -55,6 +55,7 @@ def test_plain_detectron2_script():
     cfg.MODEL.BACKBONE.NAME = "build_resnext_backbone"
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 4
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 8
     model = build_model(cfg).eval()
     assert type(model).__name__ == "GeneralizedRCNN"
