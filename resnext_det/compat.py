@@ -6,6 +6,7 @@ upstream main, with or without its compiled `_C`. `detectron2.model_zoo` is neve
 """
 
 import importlib
+import logging
 import os
 import platform
 import warnings
@@ -44,6 +45,10 @@ _import_detectron2()
 # Detectron2's anchor generator calls meshgrid without `indexing`: a warning in every run, about a
 # call that no user of ours can change.
 warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+# Likewise its poolers ask torch whether they are traced, about which torch 2.14 logs a line.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(
+    lambda record: "is_fx_tracing will return true" not in record.getMessage()
+)
 
 
 def has_compiled_ops() -> bool:
