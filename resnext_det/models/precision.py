@@ -6,6 +6,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def has_bf16(device_type: str) -> bool:
     """Whether the processor has bf16 instructions (AVX512-BF16, AMX, or a GPU's)."""
@@ -28,8 +30,10 @@ def resolve_precision(precision: str, device_type: str) -> str:
 
 
 def autocast(precision: str, device_type: str) -> torch.autocast:
-    """The context in which convolutions run; ``precision`` is "fp32" or "bf16"."""
-    return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """The context in which convolutions run; ``precision`` is a key of ``DTYPES``."""
+    if precision == "fp32":  # a dtype of its own would be refused, though not used
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, dtype=DTYPES[precision])
 
 
 def in_layout(x: torch.Tensor, channels_last: bool) -> torch.Tensor:

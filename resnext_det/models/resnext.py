@@ -1,26 +1,38 @@
-"""The one trunk: ResNeXt for classification and for detection, in Detectron2's names.
+"""The one trunk: every member of the family, for classification and for detection.
 
 Built from Detectron2's own ``BasicStem``, ``BottleneckBlock`` and ``ResNet`` (which give
 freezing, ``output_shape()`` and the classification head), so that state dicts, FPN and
-RoI heads of Detectron2 fit. Blocks are form (c) of Fig. 3: a grouped 3x3 convolution.
+RoI heads of Detectron2 fit.
 """
 
 import math
+from typing import Any
 
 import torch
-from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
+from detectron2.layers import CNNBlockBase
+from detectron2.modeling.backbone.resnet import ResNet
 from torch import nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .precision import autocast, in_layout
+from .blocks import Bottleneck, Norm, check_form, check_norm
+from .preactivation import NormReLU, PreactivationBlock, check_preactivation_form
+from .precision import DTYPES, autocast, in_layout
+from .stems import build_stem
 
 
 class ResNeXt(ResNet):
     """A Detectron2 ``ResNet`` that knows its architecture, arithmetic and memory layout.
 
-    Inputs: images (N, 3, H, W), float32, normalised. Outputs: {name: (N, C, H/s, W/s)} in
-    float32 for ``res2``..``res5`` (s = 4, 8, 16, 32), and {"linear": (N, num_classes)}.
+    Inputs: images (N, 3, H, W), normalised, float32 (float64 where the parameters are).
+    Outputs: {name: (N, C, ceil(H / s), ceil(W / s))} for ``stem`` and ``res2``..``res5``, with
+    s = 4, 4, 8, 16, 32 (CIFAR: ``stem`` and ``res2``..``res4``, 1, 1, 2, 4), and
+    {"linear": (N, num_classes)}; float32 also in bf16 arithmetic, float64 stays float64.
+    Sides smaller than s give a map of one cell. At depth 200 only the last stage's feature
+    ends in a ReLU: the others are sums, which the next stage's first block activates.
+
+    Raises (``forward``):
+        InputError: images of another shape or number of channels, or with a side of 0 pixels.
     """
 
     def __init__(
@@ -56,21 +68,56 @@ class ResNeXt(ResNet):
             self.to(memory_format=torch.channels_last)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not torch.jit.is_tracing():  # where sizes are no plain numbers
+            _check_images(x, self.stem.in_channels)
         with autocast(self.precision, x.device.type):
             outputs = super().forward(in_layout(x, self.channels_last))
-        return {name: feature.float() for name, feature in outputs.items()}
+        return {name: _at_least_float32(feature) for name, feature in outputs.items()}
 
 
-def _check_choices(precision: str, out_features: list[str] | None, has_head: bool) -> None:
-    if precision not in ("fp32", "bf16"):
-        raise InputError("MODEL", f"PRECISION is {precision!r}", "choose one of fp32, bf16")
-    names = ("stem", "res2", "res3", "res4", "res5") + ("linear",) * has_head
+def _check_images(x: torch.Tensor, channels: int) -> None:
+    if x.dim() != 4 or x.shape[1] != channels or x.shape[2] == 0 or x.shape[3] == 0:
+        raise InputError(
+            "images",
+            f"their shape is {tuple(x.shape)}",
+            f"give (N, {channels}, height, width), sides of 1 pixel or more",
+        )
+
+
+def _at_least_float32(feature: torch.Tensor) -> torch.Tensor:
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
+
+
+def _check_choices(
+    architecture: Architecture, precision: str, out_features: list[str] | None, num_classes: Any
+) -> None:
+    if precision not in DTYPES:
+        raise InputError(
+            "MODEL", f"PRECISION is {precision!r}", f"choose one of {', '.join(DTYPES)}"
+        )
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise InputError(
+            "build_resnext",
+            f"num_classes is {num_classes!r}",
+            "give a whole number, 1 or more, or None for no head",
+        )
+    stages = [f"res{stage}" for stage in architecture.stages]
+    names = ["stem", *stages] + ["linear"] * (num_classes is not None)
     if out_features is not None and not (out_features and set(out_features) <= set(names)):
         raise InputError(
             "MODEL.RESNETS",
             f"OUT_FEATURES is {out_features!r}",
             f"name one or more of {', '.join(names)}",
         )
+
+
+def _check_layers(architecture: Architecture, norm: Norm, form: str) -> None:
+    check = check_preactivation_form if architecture.is_preactivation else check_form
+    check(form)
+    channels = [architecture.stem_channels]
+    for stage in architecture.stages:
+        channels += [architecture.out_channels(stage), architecture.bottleneck_channels(stage)]
+    check_norm(norm, channels)
 
 
 def _init_linear(linear: nn.Linear) -> None:
@@ -80,23 +127,43 @@ def _init_linear(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
-def build_stage(architecture: Architecture, stage: int, norm: str) -> list[BottleneckBlock]:
-    """The blocks of ``res<stage>`` (2..5): 1x1 reduce, grouped 3x3, 1x1 restore; each with BN.
+def build_stage(
+    architecture: Architecture, stage: int, norm: Norm, form: str = "c"
+) -> list[CNNBlockBase]:
+    """The blocks of ``res<stage>`` (2..5): 1x1 reduce, grouped 3x3, 1x1 restore; each with norm.
 
     A projection shortcut (type B) stands where channels change: in each stage's first block.
+    The first block of res3..res5 has stride 2. At depth 200 the blocks are
+    `PreactivationBlock` and a `NormReLU` follows the last stage's.
+
+    Raises:
+        InputError: no such stage, form or norm.
     """
+    _check_layers(architecture, norm, form)
+    out_channels = architecture.out_channels(stage)
     blocks = architecture.blocks_per_stage[stage - 2]
-    in_channels = architecture.stem_channels if stage == 2 else architecture.out_channels(stage - 1)
+    layers = {
+        "stride_per_block": [1 if stage == 2 else 2] + [1] * (blocks - 1),
+        "in_channels": (
+            architecture.stem_channels if stage == 2 else architecture.out_channels(stage - 1)
+        ),
+        "out_channels": out_channels,
+        "bottleneck_channels": architecture.bottleneck_channels(stage),
+        "num_groups": architecture.cardinality,
+        "norm": norm,
+        "form": form,
+    }
+    if architecture.is_preactivation:
+        first = "none" if stage == 2 else "both"
+        layers["activation_per_block"] = [first] + ["path"] * (blocks - 1)
+        last = [NormReLU(out_channels, norm=norm)] * (stage == architecture.stages[-1])
+        return ResNet.make_stage(PreactivationBlock, blocks, **layers) + last
     return ResNet.make_stage(
-        BottleneckBlock,
+        Bottleneck,
         blocks,
-        stride_per_block=[1 if stage == 2 else 2] + [1] * (blocks - 1),
-        in_channels=in_channels,
-        out_channels=architecture.out_channels(stage),
-        bottleneck_channels=architecture.bottleneck_channels(stage),
-        num_groups=architecture.cardinality,
-        norm=norm,
+        **layers,
         stride_in_1x1=architecture.stride_in_1x1,
+        has_shortcut=architecture.shortcut,
     )
 
 
@@ -107,7 +174,9 @@ def build_resnext(
     *,
     width_multiplier: float = 1.0,
     stride_in_1x1: bool = False,
-    norm: str = "BN",
+    shortcut: bool = True,
+    form: str = "c",
+    norm: Norm = "BN",
     num_classes: int | None = None,
     out_features: list[str] | None = None,
     freeze_at: int = 0,
@@ -117,28 +186,35 @@ def build_resnext(
 ) -> ResNeXt:
     """Build a ResNeXt, or a ResNet by ``cardinality=1, bottleneck_width=64`` (paper, Table 1).
 
+    A name is enough too: ``build_resnext(**Architecture.from_name("X29_8x64d").as_dict())``.
+
     Args:
-        depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1: see `Architecture`.
-        norm: "BN", "SyncBN", "FrozenBN", "GN" as Detectron2's ``get_norm`` takes them.
+        depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1, shortcut: see
+            `Architecture`.
+        form: "a", "b" or "c" of Fig. 3, the same function of the same parameters; "c", the
+            grouped convolution, is much the fastest, and the only one at depth 200.
+        norm: "BN", "SyncBN", "FrozenBN", "GN", "LN" or "" as Detectron2's ``get_norm`` takes
+            them; with forms "a" and "b" only "BN", "FrozenBN" and "".
         num_classes: number of classes of the ``linear`` head, or None for no head.
-        out_features: names among "stem", "res2".."res5", "linear"; None gives the last layer.
-            Without a head, stages behind the last feature are not built.
+        out_features: names among "stem", "res2".."res5" (CIFAR: "res4"), "linear"; None gives
+            the last layer. Without a head, stages behind the last feature are not built.
         freeze_at: number of stages frozen from the front: 1 the stem, 2 also res2, ...
-        precision: "fp32" or "bf16" (autocast; parameters stay float32).
+        precision: "fp32", "bf16" or "fp16" (autocast; parameters stay float32).
         channels_last: keep images, weights and features in channels_last memory.
 
     Raises:
-        InputError: unknown depth, feature or precision, or channels that are no whole numbers.
+        InputError: unknown depth, form, norm, feature or precision, less than one class, or
+            channels that are no whole numbers.
     """
-    _check_choices(precision, out_features, has_head=bool(num_classes))
     architecture = Architecture(
-        depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1
+        depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1, shortcut
     )
-    stem = BasicStem(in_channels, architecture.stem_channels, norm)
+    _check_choices(architecture, precision, out_features, num_classes)
+    _check_layers(architecture, norm, form)
     return ResNeXt(
         architecture,
-        stem,
-        [build_stage(architecture, stage, norm) for stage in range(2, 6)],
+        build_stem(architecture, norm, in_channels),
+        [build_stage(architecture, stage, norm, form) for stage in architecture.stages],
         num_classes=num_classes,
         out_features=out_features,
         freeze_at=freeze_at,

@@ -1,26 +1,36 @@
-"""Guard Table 1 and 2 of the paper: the family's names, sizes and widths."""
+"""Guard Tables 1, 2 and 4 of the paper: the family's names, sizes and widths."""
+
+import itertools
+import json
+import math
 
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
+from detectron2.modeling.backbone.resnet import ResNet
+from torch.utils.flop_counter import FlopCounterMode
 
 from resnext_det.errors import InputError
 from resnext_det.models import BLOCKS_PER_STAGE, Architecture, build_resnext
 
-# Batch norm's scale and shift and the 1000-class head's bias counted.
-PARAMETERS = {
-    (50, 1, 64): 25_557_032,
-    (50, 2, 40): 25_425_000,
-    (50, 4, 24): 25_292_968,
-    (50, 8, 14): 25_603_016,
-    (50, 32, 4): 25_028_904,
-    (101, 1, 64): 44_549_160,
-    (101, 32, 4): 44_177_704,
-    (101, 1, 100): 85_611_336,
-    (101, 2, 64): 84_198_184,
-    (101, 64, 4): 83_455_272,
-    (101, 32, 8): 88_791_336,
-    (152, 32, 8): 122_372_392,
+# Batch norm's scale and shift and the 1000-class head's bias counted; multiply-adds of
+# convolutions and head at 224 x 224, in units of 1e9. The paper rounds: "about 4.1" is 4.230.
+SIZES = {
+    "R50_1x64d": (25_557_032, "4.089"),
+    "X50_2x40d": (25_425_000, "4.125"),
+    "X50_4x24d": (25_292_968, "4.160"),
+    "X50_8x14d": (25_603_016, "4.267"),
+    "X50_32x4d": (25_028_904, "4.230"),
+    "R101_1x64d": (44_549_160, "7.801"),
+    "X101_2x40d": (44_456_296, "7.844"),
+    "X101_4x24d": (44_363_432, "7.886"),
+    "X101_8x14d": (45_104_328, "8.077"),
+    "X101_32x4d": (44_177_704, "7.970"),
+    "R101_1x100d": (85_611_336, "15.273"),
+    "X101_2x64d": (84_198_184, "15.123"),
+    "X101_64x4d": (83_455_272, "15.460"),
+    "X101_32x8d": (88_791_336, "16.414"),
+    "X152_32x8d": (122_372_392, "24.384"),
+    "R200_1x64d": (64_666_152, "15.007"),
 }
 
 
@@ -30,27 +40,63 @@ def build_on_meta(*numbers, **others):
         return build_resnext(*numbers, num_classes=1000, **others)
 
 
+def build_named(name):
+    return build_on_meta(**Architecture.from_name(name).as_dict())
+
+
 def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("numbers", PARAMETERS, ids=lambda numbers: Architecture(*numbers).name)
-def test_parameters(numbers):
-    assert count(build_on_meta(*numbers)) == PARAMETERS[numbers]
+def refusal(call, *arguments, **keywords):
+    with pytest.raises(InputError) as refused:
+        call(*arguments, **keywords)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
-@pytest.mark.parametrize("numbers, expected", [((50, 1, 64), 4.089), ((50, 32, 4), 4.230)])
-def test_multiply_adds(numbers, expected):
-    """Convolutions and head at 224 x 224, in units of 1e9; the paper rounds both to about 4.1."""
-    network = build_resnext(*numbers, num_classes=1000).eval()
-    counted = FlopCountAnalysis(network, torch.zeros(1, 3, 224, 224))
-    counted.unsupported_ops_warnings(False)
-    by_operator = counted.by_operator()
-    assert (by_operator["conv"] + by_operator["linear"]) / 1e9 == pytest.approx(expected, abs=0.005)
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters(name):
+    assert count(build_named(name)) == SIZES[name][0]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_multiply_adds(name):
+    network = build_named(name)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        # Detectron2's forward: autocast, which ours adds, knows no meta device.
+        ResNet.forward(network, torch.zeros(1, 3, 224, 224))
+    assert f"{counter.get_total_flops() / 2e9:.3f}" == SIZES[name][1]
+
+
+@pytest.mark.parametrize(
+    "numbers, classes, parameters",
+    [
+        ((50, 32, 4), 5000, 33_224_904),
+        ((101, 32, 4), 5000, 52_373_704),
+        ((50, 1, 64), 5000, 33_753_032),
+        ((101, 1, 64), 5000, 52_745_160),
+    ],
+)
+def test_parameters_of_imagenet_5k(numbers, classes, parameters):
+    with torch.device("meta"):
+        assert count(build_resnext(*numbers, num_classes=classes)) == parameters
+
+
+@pytest.mark.parametrize("name", ["R50_1x64d", "X50_32x4d"])
+def test_nets_without_shortcut_lose_the_projections_only(name):
+    """Sec. 5.1: 2.78 M parameters of four projections and their norms."""
+    network = build_named(f"{name}_noshortcut")
+    projections = ((64, 256), (256, 512), (512, 1024), (1024, 2048))
+    lost = sum(out * (channels + 2) for channels, out in projections)
+    assert count(network) == SIZES[name][0] - lost
 
 
 def test_stride_place_changes_no_size():
-    assert count(build_on_meta(50, 32, 4, stride_in_1x1=True)) == PARAMETERS[50, 32, 4]
+    assert count(build_named("X50_32x4d_stride1x1")) == SIZES["X50_32x4d"][0]
+
+
+# ---- names ----
 
 
 @pytest.mark.parametrize(
@@ -59,11 +105,100 @@ def test_stride_place_changes_no_size():
         ((50, 32, 4), "X50_32x4d"),
         ((50, 1, 64), "R50_1x64d"),
         ((101, 64, 4), "X101_64x4d"),
+        ((101, 1, 100), "R101_1x100d"),
+        ((200, 1, 64), "R200_1x64d"),
+        ((29, 8, 64), "X29_8x64d"),
         ((14, 8, 16, 0.5), "X14_8x16d_w0.5"),
+        ((14, 8, 16, 0.25, True), "X14_8x16d_w0.25_stride1x1"),
+        ((50, 32, 4, 1.0, False, False), "X50_32x4d_noshortcut"),
+        ((26, 1, 64, 2, True, False), "R26_1x64d_w2_stride1x1_noshortcut"),
+        ((26, 1, 64, 1.328125), "R26_1x64d_w1.328125"),  # seven digits, exact in binary
     ],
 )
 def test_names(numbers, name):
     assert Architecture(*numbers).name == name
+    assert Architecture.from_name(name) == Architecture(*numbers)
+
+
+def test_every_member_is_named_both_ways():
+    members = set()
+    for numbers in itertools.product(
+        BLOCKS_PER_STAGE, (1, 2, 32), (64, 192), (1.0, 1 / 64, 0.25, 85 / 64), *[(False, True)] * 2
+    ):
+        if numbers[0] == 200 and numbers[4:] != (False, True):
+            continue  # refused, see below
+        member = Architecture(*numbers)
+        assert Architecture.from_name(member.name) == member
+        members.add(member.name)
+    assert len(members) == ((len(BLOCKS_PER_STAGE) - 1) * 4 + 1) * 3 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    "name, right",
+    [
+        ("X50_1x64d", "R50_1x64d"),
+        ("R50_32x4d", "X50_32x4d"),
+        ("R29_8x64d_w0.5", "X29_8x64d_w0.5"),
+        ("X50_32x4d_w1", "X50_32x4d"),
+        ("X050_32x4d", "X50_32x4d"),
+        ("X50_32x4d_w0.50", "X50_32x4d_w0.5"),
+    ],
+)
+def test_other_spellings_are_refused(name, right):
+    assert refusal(Architecture.from_name, name) == (
+        f'architecture name: found "{name}"; write "{right}"'
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "resnext50", "X50", "X50_32x4", "x50_32x4d", "X50_32x4d ", "X50_32x4d\n", "X50-32x4d",
+        "X50_-1x4d", "X50_32x4d_w", "X50_32x4d_wnan", "X50_32x4d_w1e-2",
+        "X50_32x4d_noshortcut_w0.5", "X٥٠_32x4d", "X50_32x" + "9" * 5000 + "d", None, 50,
+    ],
+)  # fmt: skip
+def test_malformed_names(name):
+    text = refusal(Architecture.from_name, name)
+    assert text.startswith("architecture name: ") and len(text) < 300
+    for word in (repr(name)[:40], '"X50_32x4d", "R101_1x64d"'):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("X51_32x4d", ["DEPTH is 51", "14, 26, 50, 101, 152, 200", "20, 29, 38, 56 (CIFAR)"]),
+        ("X50_0x4d", ["is 0 x 4", "1 or more"]),
+        ("X50_32x0d", ["is 32 x 0", "1 or more"]),
+        ("X50_99999999x4d", ["is 99999999 x 4", "65536 at most"]),
+        ("X50_32x4d_w0.3", ["WIDTH_MULTIPLIER 0.3 times WIDTH_PER_GROUP 4 is 1.2", "whole"]),
+        ("R200_1x64d_stride1x1", ["STRIDE_IN_1X1 is True at DEPTH 200", "STRIDE_IN_1X1 False"]),
+        ("R200_1x64d_noshortcut", ["SHORTCUT is False at DEPTH 200", "SHORTCUT True"]),
+    ],
+)
+def test_names_of_no_member(name, words):
+    text = refusal(Architecture.from_name, name)
+    assert text.startswith(f'architecture name: "{name}": ')
+    for word in words:
+        assert word in text
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize(
+    "depth, stages, is_cifar, is_preactivation",
+    [
+        (50, (2, 3, 4, 5), False, False),
+        (200, (2, 3, 4, 5), False, True),
+        (29, (2, 3, 4), True, False),
+    ],
+)
+def test_kinds(depth, stages, is_cifar, is_preactivation):
+    member = Architecture(depth, 8, 64)
+    assert member.stages == stages
+    assert (member.is_cifar, member.is_preactivation) == (is_cifar, is_preactivation)
 
 
 def test_depth_counts_the_layers():
@@ -78,19 +213,23 @@ def test_depth_counts_the_layers():
         (Architecture(50, 32, 4), [256, 512, 1024, 2048], [128, 256, 512, 1024], 64),
         (Architecture(50, 1, 64), [256, 512, 1024, 2048], [64, 128, 256, 512], 64),
         (Architecture(14, 8, 16, 0.5), [128, 256, 512, 1024], [64, 128, 256, 512], 32),
+        (Architecture(200, 1, 64), [256, 512, 1024, 2048], [64, 128, 256, 512], 64),
+        (Architecture(29, 8, 64), [256, 512, 1024], [512, 1024, 2048], 64),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_widths(architecture, out, bottleneck, stem):
     """What the numbers promise, and what is built."""
-    stages = range(2, 6)
+    stages = architecture.stages
     assert [architecture.out_channels(stage) for stage in stages] == out
     assert [architecture.bottleneck_channels(stage) for stage in stages] == bottleneck
     assert architecture.stem_channels == stem
     network = build_on_meta(**architecture.as_dict())
     assert network.stem.conv1.out_channels == stem
     for stage, channels, inner in zip(network.stages, out, bottleneck, strict=True):
-        for block in stage:
+        blocks = [block for block in stage if hasattr(block, "conv2")]
+        assert len(blocks) == architecture.blocks_per_stage[network.stages.index(stage)]
+        for block in blocks:
             assert block.conv2.groups == architecture.cardinality
             assert (block.conv2.in_channels, block.conv2.out_channels) == (inner, inner)
             assert block.conv3.out_channels == channels
@@ -99,14 +238,45 @@ def test_widths(architecture, out, bottleneck, stem):
 
 def test_dict_gives_the_architecture_back():
     """It travels so in a weights file."""
-    first = Architecture(26, 4, 8, 0.5, True)
-    assert Architecture(**first.as_dict()) == first
+    first = Architecture(26, 4, 8, 0.5, True, False)
+    assert Architecture(**json.loads(json.dumps(first.as_dict()))) == first
+    assert build_on_meta(**first.as_dict()).architecture == first
+
+
+def test_dict_of_an_older_file_has_shortcuts():
+    older = Architecture(26, 4, 8).as_dict()
+    del older["shortcut"]
+    assert Architecture(**older).shortcut is True
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"depth": True}, ["DEPTH is True", "whole number"]),
+        ({"depth": 50.0}, ["DEPTH is 50.0", "whole number"]),
+        ({"depth": [50]}, ["DEPTH is [50]", "whole number"]),
+        ({"cardinality": "32"}, ["NUM_GROUPS is '32'", "whole number"]),
+        ({"bottleneck_width": None}, ["WIDTH_PER_GROUP is None", "whole number"]),
+        ({"width_multiplier": True}, ["WIDTH_MULTIPLIER is True", "a number"]),
+        ({"width_multiplier": "1"}, ["WIDTH_MULTIPLIER is '1'", "a number"]),
+        ({"stride_in_1x1": 0}, ["STRIDE_IN_1X1 is 0", "true or false"]),
+        ({"shortcut": "False"}, ["SHORTCUT is 'False'", "true or false"]),
+    ],
+    ids=str,
+)
+def test_values_of_another_type(values, words):
+    """A record from a file of unknown origin."""
+    text = refusal(Architecture, **values)
+    assert text.startswith("MODEL.RESNETS: ")
+    for word in words:
+        assert word in text
 
 
 @pytest.mark.parametrize(
     "numbers, words",
     [
-        ({"depth": 51}, ["DEPTH is 51", "14, 26, 50, 101, 152"]),
+        ({"depth": 51}, ["DEPTH is 51", "14, 26, 50, 101, 152, 200 (ImageNet)"]),
+        ({"depth": 110}, ["DEPTH is 110", "20, 29, 38, 56 (CIFAR)"]),
         ({"cardinality": 0}, ["NUM_GROUPS x WIDTH_PER_GROUP is 0 x 4", "1 or more"]),
         ({"bottleneck_width": -1}, ["32 x -1", "1 or more"]),
         ({"width_multiplier": 0.3}, ["WIDTH_MULTIPLIER 0.3", "WIDTH_PER_GROUP 4 is 1.2", "whole"]),
@@ -115,11 +285,25 @@ def test_dict_gives_the_architecture_back():
             ["WIDTH_MULTIPLIER 0.0078125", "the stem's width 64 is 0.5", "whole"],
         ),
         ({"width_multiplier": 0.0}, ["WIDTH_MULTIPLIER 0.0", "whole"]),
+        ({"width_multiplier": -1.0}, ["WIDTH_MULTIPLIER -1.0", "whole"]),
+        ({"width_multiplier": math.nan}, ["WIDTH_MULTIPLIER nan", "whole"]),
+        ({"width_multiplier": math.inf}, ["WIDTH_MULTIPLIER inf", "whole"]),
+        ({"width_multiplier": 1e308}, ["WIDTH_MULTIPLIER 1e+308", "whole"]),
+        ({"cardinality": 65537}, ["65537 x 4", "65536 at most"]),
+        ({"depth": 200, "stride_in_1x1": True}, ["STRIDE_IN_1X1", "pre-activation"]),
+        ({"depth": 200, "shortcut": False}, ["SHORTCUT", "pre-activation"]),
     ],
 )
 def test_refusals(numbers, words):
-    with pytest.raises(InputError) as refused:
-        Architecture(**numbers)
-    assert str(refused.value).startswith("MODEL.RESNETS: ")
+    text = refusal(Architecture, **numbers)
+    assert text.startswith("MODEL.RESNETS: ")
     for word in words:
-        assert word in str(refused.value)
+        assert word in text
+
+
+@pytest.mark.parametrize("stage", [1, 6])
+def test_stages_that_are_not_there(stage):
+    for widths in (Architecture().out_channels, Architecture().bottleneck_channels):
+        assert refusal(widths, stage) == (
+            f"MODEL.RESNETS: X50_32x4d has no res{stage}; name one of res2, res3, res4, res5"
+        )

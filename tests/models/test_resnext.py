@@ -1,6 +1,7 @@
-"""Guard the trunk: the network of torchvision and of Detectron2, number for number."""
+"""Guard the trunk: torchvision's and Detectron2's network, number for number; all its members."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -11,11 +12,21 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
 from resnext_det.errors import InputError
-from resnext_det.models import build_resnext, precision
+from resnext_det.models import Architecture, build_resnext, build_stage, precision
 
 STAGES = ["stem", "res2", "res3", "res4", "res5"]
 TINY = {"depth": 14, "cardinality": 4, "bottleneck_width": 8, "width_multiplier": 0.25}
 SMALL = {"depth": 26, "cardinality": 8, "bottleneck_width": 8, "width_multiplier": 0.5}
+# One small network of each kind: plain, without shortcut, pre-activation, CIFAR.
+KINDS = [
+    "X14_4x8d_w0.25",
+    "R14_1x16d_w0.25_stride1x1",
+    "X14_4x8d_w0.25_noshortcut",
+    "R26_1x16d_w0.25_noshortcut",
+    "R200_1x64d_w0.0625",
+    "X29_4x16d_w0.125",
+    "X20_4x16d_w0.125_noshortcut",
+]
 
 
 def randomise(network, seed=0):
@@ -27,6 +38,10 @@ def randomise(network, seed=0):
         elif name.endswith("running_var") or (name.endswith("weight") and tensor.dim() == 1):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return network
+
+
+def build(name, **others):
+    return build_resnext(**Architecture.from_name(name).as_dict(), **others)
 
 
 def make_images(height=65, width=97, count=2, seed=1):
@@ -85,9 +100,17 @@ def test_last_layer_is_the_default_output():
         ({"out_features": ["res9"], "num_classes": 2}, ["res9", "res5, linear"]),
         ({"out_features": ["linear"]}, ["OUT_FEATURES", "linear"]),  # there is no head
         ({"out_features": []}, ["OUT_FEATURES is []", "one or more"]),
-        ({"precision": "fp16"}, ["PRECISION", "fp16", "bf16"]),
+        ({"precision": "fp8"}, ["PRECISION", "fp8", "bf16"]),
         ({"precision": "auto"}, ["PRECISION", "auto", "bf16"]),
         ({"depth": 51}, ["DEPTH", "51", "50, 101, 152"]),
+        ({"num_classes": 0}, ["build_resnext: num_classes is 0", "1 or more"]),
+        ({"num_classes": -3}, ["num_classes is -3", "1 or more"]),
+        ({"num_classes": True}, ["num_classes is True", "whole number"]),
+        ({"num_classes": 10.0}, ["num_classes is 10.0", "whole number"]),
+        ({"norm": "Batch"}, ["MODEL.RESNETS.NORM: found 'Batch'", "BN, SyncBN, FrozenBN, GN"]),
+        ({"norm": "GN"}, ["MODEL.RESNETS.NORM: GN cannot divide", "channels"]),
+        ({"norm": "SyncBN", "form": "a"}, ["MODEL.RESNETS.NORM", "slice SyncBatchNorm"]),
+        ({"form": "d"}, ["MODEL.RESNETS: FORM is 'd'", "a, b, c"]),
     ],
     ids=str,
 )
@@ -96,6 +119,50 @@ def test_refusals(arguments, words):
         build_resnext(**{**TINY, **arguments})
     for word in words:
         assert word in str(refused.value)
+
+
+@pytest.mark.parametrize("norm, form, word", [("Batch", "c", "NORM: found"), ("BN", "d", "FORM")])
+def test_refusals_of_a_stage(norm, form, word):
+    """The head of a detector builds res5 alone."""
+    with pytest.raises(InputError, match=f"^MODEL.RESNETS.*{word}"):
+        build_stage(Architecture(**TINY), 5, norm, form)
+
+
+@pytest.mark.parametrize("name", ["X14_4x8d_w0.25", "X20_4x16d_w0.125"])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 0, 8), (2, 3, 8, 0), (2, 1, 8, 8), (2, 8, 8, 3), (3, 8, 8)], ids=str
+)
+def test_images_that_cannot_be(name, shape):
+    network = build(name)
+    with pytest.raises(InputError) as refused:
+        network(torch.zeros(shape))
+    assert str(refused.value) == (
+        f"images: their shape is {shape}; give (N, 3, height, width), sides of 1 pixel or more"
+    )
+
+
+def test_other_numbers_of_channels():
+    network = build_resnext(**TINY, in_channels=1).eval()
+    assert network(torch.zeros(1, 1, 8, 8))["res5"].shape == (1, 512, 1, 1)
+    with pytest.raises(InputError, match=r"images: .*\(2, 3, 65, 97\); give \(N, 1, "):
+        network(make_images())
+
+
+def test_no_images():
+    """A batch of none is no error: a detector may have no region."""
+    assert build_resnext(**TINY).eval()(torch.zeros(0, 3, 64, 64))["res5"].shape[0] == 0
+
+
+def test_tracing():
+    """The check of the images is no part of a traced network, which takes any size."""
+    network = build_resnext(**TINY, num_classes=3).eval()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(network, make_images(), strict=False)
+    assert not [w for w in said if "resnext_det" in w.filename and "Tracer" in w.category.__name__]
+    other = make_images(33, 50, count=1)
+    with torch.no_grad():
+        assert torch.equal(traced(other)["linear"], network(other)["linear"])
 
 
 # ---- parity with peers ----
@@ -165,19 +232,40 @@ def test_parity_with_detectron2(norm, stride_in_1x1):
         assert (found[stage] - expected[stage]).abs().max() == 0, stage
 
 
+# ---- the three forms ----
+
+
+@pytest.mark.parametrize("name", ["X14_4x8d_w0.25", "X14_4x8d_w0.25_noshortcut", "X20_4x8d_w0.125"])
+@pytest.mark.parametrize("form", ["a", "b"])
+def test_forms_are_one_network(form, name):
+    """Fig. 3, for whole networks in training: outputs, gradients, statistics, in float64."""
+    torch.manual_seed(0)
+    grouped = randomise(build(name, num_classes=5)).double()
+    other = build(name, num_classes=5, form=form).double()
+    other.load_state_dict(grouped.state_dict(), strict=True)
+    for network in (grouped, other):
+        network(make_images().double())["linear"].square().sum().backward()
+    for (key, ours), theirs in zip(other.named_parameters(), grouped.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9, msg=key)
+    for key, tensor in grouped.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], tensor, rtol=1e-10, atol=1e-10)
+
+
 # ---- start values ----
 
 
-@pytest.fixture(scope="module")
-def fresh():
+@pytest.fixture(scope="module", params=["X26_32x4d", *KINDS[2:]])
+def fresh(request):
     torch.manual_seed(0)
-    return build_resnext(26, 32, 4, num_classes=100)
+    return build(request.param, num_classes=100)
 
 
 def test_convolutions_start_as_in_the_paper(fresh):
     """He et al. (2015) by outputs, std sqrt(2 / (k k out)), not divided by the groups."""
     convolutions = [m for m in fresh.modules() if isinstance(m, nn.Conv2d)]
-    assert len(convolutions) == 1 + 3 * 8 + 4
+    member = fresh.architecture
+    projections = len(member.stages) * member.shortcut
+    assert len(convolutions) == 1 + 3 * sum(member.blocks_per_stage) + projections
     for module in convolutions:
         size = module.kernel_size[0]
         expected = math.sqrt(2 / (size * size * module.out_channels))
@@ -188,7 +276,10 @@ def test_convolutions_start_as_in_the_paper(fresh):
 
 def test_norms_start_as_the_identity(fresh):
     norms = [m for m in fresh.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 1 + 3 * 8 + 4
+    member = fresh.architecture
+    # Pre-activation: none on projections and none in front of the first block, one at the end.
+    others = 0 if member.is_preactivation else len(member.stages) * member.shortcut
+    assert len(norms) == 1 + 3 * sum(member.blocks_per_stage) + others
     for module in norms:
         assert (module.weight == 1).all() and (module.bias == 0).all()
         assert (module.running_mean == 0).all() and (module.running_var == 1).all()
@@ -196,9 +287,10 @@ def test_norms_start_as_the_identity(fresh):
 
 def test_head_starts_as_in_torch7(fresh):
     """Uniform within 1 / sqrt(fan-in); bias 0 (facebookresearch/ResNeXt, models/resnext.lua)."""
-    weight, bound = fresh.linear.weight, 1 / math.sqrt(2048)
+    weight = fresh.linear.weight
+    bound = 1 / math.sqrt(fresh.architecture.out_channels(fresh.architecture.stages[-1]))
     assert weight.abs().max() <= bound and weight.abs().max() > 0.99 * bound
-    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
     assert (fresh.linear.bias == 0).all()
 
 
@@ -210,9 +302,10 @@ def backward(network):
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
-def test_every_parameter_has_a_gradient():
+@pytest.mark.parametrize("name", KINDS)
+def test_every_parameter_has_a_gradient(name):
     torch.manual_seed(0)
-    gradients = backward(build_resnext(**TINY, num_classes=7))
+    gradients = backward(build(name, num_classes=7))
     for name, gradient in gradients.items():
         assert gradient is not None and torch.isfinite(gradient).all(), name
         assert gradient.abs().sum() > 0, name
@@ -293,6 +386,16 @@ def test_features_keep_the_layout(reference, channels_last):
         assert outputs[name].is_contiguous(memory_format=torch.channels_last) == channels_last
     weight = network.res2[0].conv2.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_float64_stays_float64(name):
+    """Features of a double network are not rounded: they differ from their float32 values."""
+    network = build(name, num_classes=7).double().eval()
+    with torch.no_grad():
+        output = network(make_images().double())["linear"]
+    assert output.dtype == torch.float64
+    assert not torch.equal(output, output.float().double())
 
 
 def test_bf16_gradients_are_float32():
