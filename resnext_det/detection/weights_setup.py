@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 
 from ..config import flatten, get_cfg
 from ..errors import InputError
+from ..models import Architecture
 from ..weights import WeightsRecord
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ ARCHITECTURE_KEYS = {
     "cardinality": "MODEL.RESNETS.NUM_GROUPS",
     "bottleneck_width": "MODEL.RESNETS.WIDTH_PER_GROUP",
     "width_multiplier": "MODEL.RESNETS.WIDTH_MULTIPLIER",
+    "shortcut": "MODEL.RESNETS.SHORTCUT",
 }
+DEFAULTS = Architecture().as_dict()
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -40,12 +43,19 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
 
 
 def apply_record(cfg: CfgNode, record: WeightsRecord, source: str) -> None:
-    """Set pixel format, statistics and stride place; check depth and widths.
+    """Set pixel format, statistics and stride place; check norm, depth and widths.
 
     Raises:
         InputError: names the key, both values and the mend.
     """
     now, default = flatten(cfg), flatten(get_cfg())
+    if record.fused_norm and now["MODEL.RESNETS.NORM"] != "FrozenBN":
+        raise InputError(
+            "config",
+            f"MODEL.RESNETS.NORM is {now['MODEL.RESNETS.NORM']!r}, but the norms of {source} are "
+            "fused to scale and shift and have no statistics to train on",
+            'set MODEL.RESNETS.NORM "FrozenBN" or give other weights',
+        )
     settable = {
         "INPUT.FORMAT": record.pixel_format,
         "MODEL.PIXEL_MEAN": list(record.pixel_mean),
@@ -59,9 +69,10 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str) -> None:
             raise _conflict(key, now[key], value, source)
         logger.info("%s set to %s, as %s records", key, value, source)
         _set(cfg, key, value)
+    theirs = {**DEFAULTS, **record.architecture}  # the first records had fewer fields
     for field, key in ARCHITECTURE_KEYS.items():
-        if not _same(now[key], record.architecture.get(field)):
-            raise _conflict(key, now[key], record.architecture.get(field), source)
+        if not _same(now[key], theirs[field]):
+            raise _conflict(key, now[key], theirs[field], source)
 
 
 def _conflict(key: str, ours: Any, theirs: Any, source: str) -> InputError:

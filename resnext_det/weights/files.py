@@ -1,7 +1,10 @@
-"""Reading and writing weights files: safetensors, which cannot run code, written whole or not."""
+"""Reading and writing weights files: ours, safetensors with a record, and other programs'."""
 
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,20 +12,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
-from .record import WeightsRecord, record_from_metadata
+from .facts import NO_FACTS, Facts
+from .reading import Source, read_foreign
+from .record import KEY, WeightsRecord, record_from_metadata
+
+logger = logging.getLogger(__name__)
 
 
 def save_weights(path: str | Path, tensors: dict[str, torch.Tensor], record: WeightsRecord) -> None:
     """Write tensors and record to ``path``; a half-written file is never left there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # clone: safetensors refuses tensors that share memory or are not in NCHW order.
-    plain = {
+    with written_whole(path) as aside:
+        save_file(plain(tensors), aside, metadata=record.to_metadata())
+
+
+def plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU: safetensors refuses shared memory and any order but NCHW."""
+    return {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
     }
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, which takes its place when all went well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(plain, aside, metadata=record.to_metadata())
+        yield aside
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -38,38 +55,86 @@ def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def read_record(path: str | Path) -> WeightsRecord:
-    """The record alone, without reading the tensors. Raises InputError as `read_weights`."""
-    with _open(path) as file:
-        return record_from_metadata(file.metadata(), str(path))
+    """What is known of a weights file; of ours the tensors are not read. Raises as `read_weights`.
+
+    Another program's has no record: its family and shapes say what is known (`read_foreign`).
+    """
+    metadata = _own_metadata(path)
+    if metadata is None:
+        return read_foreign(path).record
+    return record_from_metadata(metadata, str(path))
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], WeightsRecord]:
-    """All tensors (on the CPU) and the record.
+    """All tensors (on the CPU), in our names, and the record; logs what was left out.
 
     Raises:
-        InputError: the file is missing, cut off, not safetensors, or carries no record.
+        InputError: the file is missing, cut off, not of a known family (see `read_foreign`), or
+            its record is wrong.
     """
+    source = read_source(path)
+    if source.record.family != "resnext_det" or source.dropped:
+        logger.info("%s: %s", path, source)
+    return source.tensors, source.record
+
+
+def read_source(path: str | Path, given: Facts = NO_FACTS) -> Source:
+    """As `read_weights`, with what the file held beside them.
+
+    Args:
+        given: facts that another program's file does not carry; ours carry them.
+    """
+    metadata = _own_metadata(path)
+    if metadata is None:
+        return read_foreign(path, given)
+    record = record_from_metadata(metadata, str(path))
+    if given != NO_FACTS:
+        raise InputError(
+            path,
+            "has a record that says how pixels are fed to it",
+            "leave --pixel-format, --pixel-mean, --pixel-std and --stride-in-1x1 away",
+        )
     with _open(path) as file:
-        record = record_from_metadata(file.metadata(), str(path))
         try:
-            return {key: file.get_tensor(key) for key in file.keys()}, record  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError) as error:
             raise InputError(path, f"is damaged ({error})", "copy or train it again") from error
+    return Source(str(path), tensors, record, {}, len(tensors))
 
 
-def _open(path: str | Path):
+def _own_metadata(path: str | Path) -> dict[str, str] | None:
+    """The metadata of a safetensors file that has a record of ours, else None."""
     if not Path(path).is_file():
         raise InputError(
             path,
             "the weights file does not exist",
             "give MODEL.WEIGHTS a file that a training run wrote (`make demo` writes "
-            'output/demo/classification/model_final.safetensors; "" starts from random weights)',
+            "output/demo/classification/model_final.safetensors), another program's ResNet or "
+            'ResNeXt, or "" for random weights',
         )
+    if not _is_safetensors(path):
+        return None
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+    return metadata if KEY in metadata else None
+
+
+def _is_safetensors(path: str | Path) -> bool:
+    """By the JSON that follows its own length, 8 bytes."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "check its rights") from error
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32
+
+
+def _open(path: str | Path):
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             path,
             f"is not a whole safetensors file ({error})",
-            "give a model_final.safetensors that this package wrote",
+            "copy, download or train it again",
         ) from error

@@ -1,13 +1,16 @@
 """What a weights file says of itself: the record kept in the safetensors metadata."""
 
 import json
+import reprlib
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import InputError
+from ..models import Architecture
 
 KINDS = ("classification", "rpn", "fast_rcnn", "detector")
 KEY = "resnext_det"  # the metadata key that holds the record, as JSON
+FORMATS = ("RGB", "BGR")
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,15 @@ class WeightsRecord:
         architecture: ``models.Architecture`` as a dict.
         pixel_format: "RGB" or "BGR", the order of the channels the network was trained on.
         pixel_mean, pixel_std: three numbers on the 0..255 scale, in ``pixel_format``'s order.
-        class_names: in the order of the outputs, background left out.
+        class_names: in the order of the outputs, background left out; empty where the weights
+            are another program's, whose files have none.
         class_ids: the data set's own ids of these classes (COCO's gaps kept); may be empty.
         top1_error: percent on the validation set, single crop; None where not measured.
         config: the whole training configuration as YAML text.
         versions: of Python, torch, detectron2 and the rest, and of this package.
+        family: whose weights these were: "resnext_det", or one of `families.FAMILIES`.
+        fused_norm: the norms' running statistics were multiplied into scale and shift, so that
+            only a norm that keeps them as they are (FrozenBN) is right in training.
     """
 
     kind: str
@@ -36,6 +43,8 @@ class WeightsRecord:
     top1_error: float | None = None
     config: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    family: str = "resnext_det"
+    fused_norm: bool = False
 
     @property
     def stride_in_1x1(self) -> bool:
@@ -69,23 +78,51 @@ def record_from_metadata(metadata: dict[str, str] | None, file: str) -> WeightsR
 def _check(record: WeightsRecord, file: str) -> None:
     wanted = {
         "kind": record.kind in KINDS,
-        "architecture": isinstance(record.architecture, dict)
-        and "stride_in_1x1" in record.architecture,
-        "pixel_format": record.pixel_format in ("RGB", "BGR"),
-        "pixel_mean": _three_numbers(record.pixel_mean),
-        "pixel_std": _three_numbers(record.pixel_std) and min(record.pixel_std) > 0,
-        "class_names": isinstance(record.class_names, list),
+        "architecture": _is_architecture(record.architecture),
+        "pixel_format": record.pixel_format in FORMATS,
+        "pixel_mean": are_numbers(record.pixel_mean),
+        "pixel_std": are_numbers(record.pixel_std) and min(record.pixel_std) > 0,
+        "class_names": _all_of(str, record.class_names),
+        "class_ids": _all_of(int, record.class_ids),
+        "top1_error": record.top1_error is None or _is_number(record.top1_error),
+        "config": isinstance(record.config, str),
+        "versions": isinstance(record.versions, dict)
+        and _all_of(str, list(record.versions.values())),
+        "family": isinstance(record.family, str),
+        "fused_norm": isinstance(record.fused_norm, bool),
     }
     for name, holds in wanted.items():
         if not holds:
-            raise InputError(
-                file, f"its record says {name} = {getattr(record, name)!r}", "write the file again"
-            )
+            found = _short.repr(getattr(record, name))
+            raise InputError(file, f"its record says {name} = {found}", "write the file again")
 
 
-def _three_numbers(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == 3
-        and all(isinstance(v, int | float) for v in values)
-    )
+# repr() of what a stranger nested deep ends in a RecursionError.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist = 3, 8, 8
+_short.maxstring = _short.maxother = 60
+
+
+def _is_architecture(values: Any) -> bool:
+    """Unknown fields are refused: a later version's would change what the network computes."""
+    if not isinstance(values, dict) or "stride_in_1x1" not in values:
+        return False
+    try:
+        Architecture(**values)
+    except (TypeError, InputError):
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    """Of any size a pixel could have; neither nan nor inf, which Python's JSON knows, is."""
+    return type(value) in (int, float) and -1e9 < value < 1e9
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether these are three finite numbers, as a pixel's mean and deviation are."""
+    return isinstance(values, list) and len(values) == 3 and all(map(_is_number, values))
+
+
+def _all_of(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)

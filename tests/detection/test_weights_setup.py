@@ -86,6 +86,7 @@ def test_a_second_time_agrees_with_the_first():
         ("MODEL.RESNETS.NUM_GROUPS", "64", "64", "32"),
         ("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "8", "4"),
         ("MODEL.RESNETS.WIDTH_MULTIPLIER", "0.5", "0.5", "1.0"),
+        ("MODEL.RESNETS.SHORTCUT", "False", "False", "True"),
     ],
 )
 def test_conflicts(key, given, ours, theirs):
@@ -125,3 +126,33 @@ def test_rounded_statistics_agree():
     apply_record(cfg, make_record(pixel_mean=[124.0000001, 117.0, 103.9999999]), "x50.safetensors")
     assert cfg.MODEL.PIXEL_MEAN == [124.0, 117.0, 104.0]
     assert_refused(make_cfg("MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.54]"), make_record(), "MEAN")
+
+
+def test_records_of_the_first_version_have_shortcuts():
+    """They said nothing of them; their networks had them."""
+    assert "shortcut" not in X50
+    apply_record(make_cfg(), make_record(), "x50.safetensors")
+    without = make_record(architecture={**X50, "shortcut": False})
+    assert_refused(make_cfg(), without, "MODEL.RESNETS.SHORTCUT is True, but")
+    apply_record(make_cfg("MODEL.RESNETS.SHORTCUT", "False"), without, "x50.safetensors")
+
+
+# ---- norms ----
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "GN", ""])
+def test_fused_norms_are_not_trained_on(norm):
+    """Their statistics are not the data's: batch norm would start from wrong ones."""
+    cfg = make_cfg("MODEL.RESNETS.NORM", norm)
+    assert_refused(
+        cfg,
+        make_record(fused_norm=True),
+        f"MODEL.RESNETS.NORM is {norm!r}",
+        'set MODEL.RESNETS.NORM "FrozenBN"',
+    )
+    apply_record(cfg, make_record(), "x50.safetensors")
+
+
+def test_fused_norms_fit_frozen_ones():
+    cfg = make_cfg("MODEL.RESNETS.NORM", "FrozenBN")
+    apply_record(cfg, make_record(fused_norm=True), "x50.safetensors")
