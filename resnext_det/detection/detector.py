@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..compat import describe_environment
-from ..config import cfg_from_text, trunk_arguments
+from ..config import architecture_arguments, cfg_from_text
 from ..data.coco import class_names
 from ..engine.run import choose_device
 from ..errors import InputError
@@ -57,12 +57,10 @@ def stored_cfg(path: str | Path) -> CfgNode:
 
 def record_of(cfg: CfgNode, kind: str, dataset: str) -> WeightsRecord:
     """The record for weights trained on a loaded data set, whose classes travel along."""
-    arguments = trunk_arguments(cfg)
-    del arguments["norm"], arguments["channels_last"]
     names, ids = class_names(dataset)
     return WeightsRecord(
         kind=kind,
-        architecture=Architecture(**arguments).as_dict(),
+        architecture=Architecture(**architecture_arguments(cfg)).as_dict(),
         pixel_format=cfg.INPUT.FORMAT,
         pixel_mean=list(cfg.MODEL.PIXEL_MEAN),
         pixel_std=list(cfg.MODEL.PIXEL_STD),

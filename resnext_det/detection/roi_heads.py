@@ -7,16 +7,10 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.roi_heads import Res5ROIHeads, ROIHeads
 
-from ..config import trunk_arguments
+from ..config import architecture_arguments, trunk_arguments
 from ..models import Architecture, build_stage
 from ..models.precision import autocast, in_layout
 from .backbone import precision_of
-
-
-def _architecture(cfg) -> tuple[Architecture, str, bool]:
-    arguments = trunk_arguments(cfg)
-    norm, channels_last = arguments.pop("norm"), arguments.pop("channels_last")
-    return Architecture(**arguments), norm, channels_last
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -31,14 +25,15 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
     def __init__(self, cfg, input_shape):
         super().__init__(cfg, input_shape)
         self.precision = precision_of(cfg)
-        self.channels_last = _architecture(cfg)[2]
+        self.channels_last = trunk_arguments(cfg)["channels_last"]
         if self.channels_last:
             self.res5.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         name = cfg.MODEL.ROI_HEADS.IN_FEATURES[0]
-        architecture, norm, _ = _architecture(cfg)
+        architecture = Architecture(**architecture_arguments(cfg))
+        trunk = trunk_arguments(cfg)
         channels = architecture.out_channels(5)
         return {
             **ROIHeads.from_config(cfg),
@@ -49,7 +44,7 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
                 sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
                 pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
             ),
-            "res5": build_stage(architecture, 5, norm),
+            "res5": build_stage(architecture, 5, trunk["norm"], trunk["form"]),
             "box_predictor": FastRCNNOutputLayers(
                 cfg, ShapeSpec(channels=channels, height=1, width=1)
             ),

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..config import cfg_from_text, flatten, stage_cfg
 from ..data.proposals import ProposalFile
+from ..engine.batch import follow_batch
 from ..engine.run import write_json
 from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
@@ -82,6 +83,8 @@ def network_cfg(cfg: CfgNode, stage: str) -> CfgNode:
     own = stage_cfg(cfg, stage)
     own.defrost()
     own.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR, stage))
+    own = follow_batch(own)
+    own.defrost()
     own.SOLVER.STEPS = tuple(s for s in own.SOLVER.STEPS if s < own.SOLVER.MAX_ITER)
     own.freeze()
     return own

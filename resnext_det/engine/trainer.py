@@ -1,9 +1,13 @@
 """The training loop both tasks share: Detectron2's `SimpleTrainer`, hooks, checkpoints, resume."""
 
+import contextlib
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.engine.defaults import default_writers
@@ -16,6 +20,8 @@ from .checkpoint import RunCheckpointer
 from .hooks import SeedEachStep, StopOnSignal
 
 logger = logging.getLogger(__name__)
+
+LOG_PERIOD = 20  # iterations
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -33,7 +39,8 @@ class Trainer(SimpleTrainer):
     Args:
         cfg: SOLVER, SEED and OUTPUT_DIR are read; SEED must be set (>= 0).
         model: returns a dict of losses in training.
-        build_loader: called with the first iteration, gives batches from there on.
+        build_loader: called with the number of batches to skip, gives the batches after them;
+            an iteration takes SOLVER.ACCUMULATE batches.
         evaluate: called every ``eval_period`` iterations (0: never) and at the end; returns
             metrics.
     """
@@ -52,8 +59,11 @@ class Trainer(SimpleTrainer):
         super().__init__(model, None, optimizer)
         self.cfg, self.build_loader = cfg, build_loader
         self.scheduler = build_lr_scheduler(cfg, optimizer)
+        # fp16's gradients would vanish below 6e-8 unscaled; bf16 has fp32's range.
+        device = next(model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=cfg.MODEL.PRECISION == "fp16")
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=self)
-        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.max_iter, self.parts = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE
         self.register_hooks(self._hooks_from(cfg, evaluate, eval_period))
 
     def _hooks_from(self, cfg, evaluate, eval_period) -> list[HookBase | None]:
@@ -70,7 +80,7 @@ class Trainer(SimpleTrainer):
             )
             if main
             else None,
-            hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=20)
+            hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=LOG_PERIOD)
             if main
             else None,
             StopOnSignal(self.checkpointer),
@@ -91,11 +101,43 @@ class Trainer(SimpleTrainer):
         # run would go on with others than the undisturbed one.
         self._data_loader_iter_obj = iter(self.data_loader)
 
+    def run_step(self) -> None:
+        """One update; with SOLVER.ACCUMULATE > 1 from the mean gradient of several batches."""
+        if self.parts == 1 and not self.scaler.is_enabled():
+            super().run_step()
+            return
+        self.optimizer.zero_grad()
+        waited, sums = 0.0, Counter()
+        for part in range(self.parts):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            waited += time.perf_counter() - start
+            with self._sync_only(part == self.parts - 1):
+                losses = {k: v / self.parts for k, v in self.model(batch).items()}
+                self.scaler.scale(sum(losses.values())).backward()
+            sums.update({name: loss.detach() for name, loss in losses.items()})
+        self._write_metrics(sums, waited)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if scale := state_dict.get("scaler"):  # empty unless the run was in fp16
+            self.scaler.load_state_dict(scale)
+
+    def _sync_only(self, last: bool) -> contextlib.AbstractContextManager:
+        """Processes exchange gradients once an update, after the last batch."""
+        several = isinstance(self.model, DistributedDataParallel)
+        return self.model.no_sync() if several and not last else contextlib.nullcontext()
+
     def fit(self, resume: bool) -> None:
         """Train to ``SOLVER.MAX_ITER``, from the newest checkpoint if ``resume``."""
         Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         start = self.resume() if resume else 0
-        self.data_loader = self.build_loader(start)
+        self.data_loader = self.build_loader(start * self.parts)
         try:
             self.train(start, self.max_iter)
         finally:

@@ -1,11 +1,6 @@
-"""Every config key of ours, with its default, unit and source; reading and checking configs.
-
-One config system serves every tool: Detectron2's ``CfgNode`` (YAML with ``_BASE_`` and
-``KEY VALUE`` overrides). ``get_cfg()`` is Detectron2's own defaults plus the keys below.
-"""
+"""Reading a config and checking it: files with ``_BASE_``, overrides, a run's stored text."""
 
 import difflib
-import logging
 import re
 from ast import literal_eval
 from pathlib import Path
@@ -13,123 +8,12 @@ from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
-from detectron2.config import get_cfg as get_detectron2_cfg
 
-from .errors import InputError
+from ..errors import InputError
+from .keys import get_cfg
+from .views import flatten
 
-logger = logging.getLogger(__name__)
-
-NETWORKS = ("rpn", "fast_rcnn")
-PRECISIONS = ("fp32", "bf16", "auto")
-
-# Pixel statistics of the ImageNet recipe (RGB, 0..255), which the paper's own models,
-# torchvision's and timm's share. Detectron2's default (BGR, std 1) fits only MSRA's files.
-IMAGENET_MEAN = (123.675, 116.280, 103.530)
-IMAGENET_STD = (58.395, 57.120, 57.375)
-
-
-def _add_model_keys(cfg: CfgNode) -> None:
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.PIXEL_MEAN = list(IMAGENET_MEAN)
-    cfg.MODEL.PIXEL_STD = list(IMAGENET_STD)
-    # ResNeXt keeps the stride in the 3x3 (paper, Table 1; facebookresearch/ResNeXt resnext.lua).
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    # Scales the stem, every block's output and the bottleneck width; 1.0 is the paper's network.
-    cfg.MODEL.RESNETS.WIDTH_MULTIPLIER = 1.0
-    # Arithmetic of trunk, RPN convolution and res5: "fp32", "bf16", or "auto" (bf16 where the
-    # processor has instructions for it). Pooling, losses and boxes are always fp32.
-    cfg.MODEL.PRECISION = "fp32"
-    # Memory layout of images and feature maps inside the trunk.
-    cfg.MODEL.CHANNELS_LAST = True
-    # Patterns (fnmatch) of parameters that may be missing from MODEL.WEIGHTS.
-    cfg.MODEL.WEIGHTS_ALLOW_MISSING = ()
-
-
-def _add_solver_keys(cfg: CfgNode) -> None:
-    # Classification counts in epochs; > 0 overrides MAX_ITER and STEPS once the set is known.
-    cfg.SOLVER.MAX_EPOCHS = 0.0
-    cfg.SOLVER.EPOCH_STEPS = ()
-    # How many of the newest checkpoints stay on disk in each stage's folder.
-    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
-    # Each network has its own solver (paper, Appendix B). IMS_PER_BATCH is over all processes.
-    for stage, ims, lr in (("RPN", 16, 0.02), ("FAST_RCNN", 8, 0.005)):
-        node = CfgNode()
-        node.IMS_PER_BATCH = ims
-        node.BASE_LR = lr
-        node.STEPS = (120000,)
-        node.MAX_ITER = 180000
-        cfg.SOLVER[stage] = node
-
-
-def _add_data_keys(cfg: CfgNode) -> None:
-    # Data sets of the user's own: [[name, COCO json, image folder], ...]; DATASETS.TRAIN and
-    # TEST then list the names. Paths are relative to the working directory.
-    cfg.DATASETS.COCO_JSON = []
-    # Leave boxes without area out instead of refusing the file (COCO's train2017 holds two).
-    cfg.DATASETS.DROP_EMPTY_BOXES = False
-    # ImageNet-style folder for classification: ROOT/train/<class>/*, ROOT/val/<class>/*.
-    cfg.DATA = CfgNode()
-    cfg.DATA.ROOT = "datasets/imagenet"
-    # Side of the square training and test crop, and of the short side before a test crop; pixels.
-    cfg.DATA.CROP_SIZE = 224
-    cfg.DATA.RESIZE_SIZE = 256
-    # Share of the image's area that a training crop covers at least (0..1).
-    cfg.DATA.MIN_CROP_AREA = 0.08
-    cfg.DATA.TEST_BATCH_SIZE = 100
-
-
-def _add_proposal_keys(cfg: CfgNode) -> None:
-    # Proposals for the training images are made in test mode, without a limit before NMS,
-    # 2000 kept (py-faster-rcnn, tools/train_faster_rcnn_alt_opt.py). A limit of 0 means none.
-    cfg.PROPOSALS = CfgNode()
-    cfg.PROPOSALS.PRE_NMS_TOPK = 0
-    cfg.PROPOSALS.POST_NMS_TOPK = 2000
-    # Proposals an image that average recall is measured on at most (AR@1000).
-    cfg.TEST.PROPOSALS_TOPK = 1000
-    # Images a process evaluates at once; they are padded to the largest of the batch.
-    cfg.TEST.IMS_PER_BATCH = 1
-
-
-def get_cfg() -> CfgNode:
-    """Detectron2's default config plus the keys of this package.
-
-    Differs from Detectron2's defaults in four keys, so that they fit ResNeXt weights:
-    ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``, ``MODEL.RESNETS.STRIDE_IN_1X1``.
-    """
-    cfg = get_detectron2_cfg()
-    _add_model_keys(cfg)
-    _add_solver_keys(cfg)
-    _add_data_keys(cfg)
-    _add_proposal_keys(cfg)
-    return cfg
-
-
-def trunk_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """MODEL.RESNETS as the keyword arguments of ``models.build_resnext``.
-
-    A config without our keys (a plain Detectron2 one) gets their defaults.
-    """
-    keys = cfg.MODEL.RESNETS
-    return {
-        "depth": keys.DEPTH,
-        "cardinality": keys.NUM_GROUPS,
-        "bottleneck_width": keys.WIDTH_PER_GROUP,
-        "width_multiplier": keys.get("WIDTH_MULTIPLIER", 1.0),
-        "stride_in_1x1": keys.STRIDE_IN_1X1,
-        "norm": keys.NORM,
-        "channels_last": cfg.MODEL.get("CHANNELS_LAST", False),
-    }
-
-
-def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """All leaves as {"MODEL.DEVICE": "cpu", ...}."""
-    leaves = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            leaves.update(flatten(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
-    return leaves
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
 def _nearest_key(cfg: CfgNode, key: str) -> str:
@@ -283,28 +167,5 @@ def check_cfg(cfg: CfgNode, source: str) -> None:
                 "write each entry as [name, json file, image folder]",
             )
     for key, value in flatten(cfg.SOLVER, "SOLVER.").items():
-        if key.endswith(("IMS_PER_BATCH", "MAX_ITER")) and value < 1:
+        if key.endswith(("IMS_PER_BATCH", "MAX_ITER", "ACCUMULATE")) and value < 1:
             raise InputError(source, f"{key} is {value}", "set it to 1 or more")
-
-
-def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
-    """The config of one network: ``SOLVER.RPN`` or ``SOLVER.FAST_RCNN`` put into ``SOLVER``.
-
-    Args:
-        stage: "rpn" (a Detectron2 ``ProposalNetwork``) or "fast_rcnn" (a Detectron2
-            ``GeneralizedRCNN`` on stored proposals).
-    """
-    assert stage in NETWORKS, stage
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key, value in cfg.SOLVER[stage.upper()].items():
-        cfg.SOLVER[key] = value
-    if stage == "rpn":
-        cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-        cfg.MODEL.LOAD_PROPOSALS = False
-    else:
-        cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
-        cfg.MODEL.LOAD_PROPOSALS = True
-        cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
-    cfg.freeze()
-    return cfg

@@ -1,0 +1,23 @@
+"""One config system for every tool: Detectron2's ``CfgNode``, YAML with ``_BASE_``, overrides.
+
+``get_cfg()`` is Detectron2's own defaults plus the keys of ``keys.py``.
+"""
+
+from .keys import IMAGENET_MEAN, IMAGENET_STD, get_cfg
+from .reading import cfg_from_text, check_cfg, load_cfg, override
+from .views import NETWORKS, architecture_arguments, flatten, stage_cfg, trunk_arguments
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "NETWORKS",
+    "architecture_arguments",
+    "cfg_from_text",
+    "check_cfg",
+    "flatten",
+    "get_cfg",
+    "load_cfg",
+    "override",
+    "stage_cfg",
+    "trunk_arguments",
+]

@@ -1,0 +1,119 @@
+"""Every config key of ours, with its default, unit and source."""
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+# Pixel statistics of the ImageNet recipe (RGB, 0..255), which the paper's own models,
+# torchvision's and timm's share. Detectron2's default (BGR, std 1) fits only MSRA's files.
+IMAGENET_MEAN = (123.675, 116.280, 103.530)
+IMAGENET_STD = (58.395, 57.120, 57.375)
+
+
+def _add_model_keys(cfg: CfgNode) -> None:
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = list(IMAGENET_MEAN)
+    cfg.MODEL.PIXEL_STD = list(IMAGENET_STD)
+    # ResNeXt keeps the stride in the 3x3 (paper, Table 1; facebookresearch/ResNeXt resnext.lua).
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    # Scales the stem, every block's output and the bottleneck width; 1.0 is the paper's network.
+    cfg.MODEL.RESNETS.WIDTH_MULTIPLIER = 1.0
+    # Which of Fig. 3's equal forms computes a block: "a", "b", or "c" (grouped convolution).
+    cfg.MODEL.RESNETS.FORM = "c"
+    # False leaves identities and projections out (the ablation of paper, Sec. 5.1).
+    cfg.MODEL.RESNETS.SHORTCUT = True
+    # Arithmetic of trunk, RPN convolution and res5: "fp32", "bf16", "fp16" (with loss scaling), or
+    # "auto" (bf16 where the processor has instructions for it). Pooling, losses and boxes are
+    # always fp32.
+    cfg.MODEL.PRECISION = "fp32"
+    # Memory layout of images and feature maps inside the trunk.
+    cfg.MODEL.CHANNELS_LAST = True
+    # Patterns (fnmatch) of parameters that may be missing from MODEL.WEIGHTS.
+    cfg.MODEL.WEIGHTS_ALLOW_MISSING = ()
+
+
+def _add_solver_keys(cfg: CfgNode) -> None:
+    # Classification counts in epochs; > 0 overrides MAX_ITER and STEPS once the set is known.
+    cfg.SOLVER.MAX_EPOCHS = 0.0
+    cfg.SOLVER.EPOCH_STEPS = ()
+    # Parts of a step's batch that go through the network one after the other, their gradients
+    # summed; batch norm's statistics are of a part.
+    cfg.SOLVER.ACCUMULATE = 1
+    # The batch that BASE_LR, MAX_ITER, STEPS and WARMUP_ITERS are meant for; with another
+    # IMS_PER_BATCH they follow by the linear rule (engine/batch.py). 0: they are taken as they are.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # How many of the newest checkpoints stay on disk in each stage's folder.
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
+    # Each network has its own solver (paper, Appendix B). IMS_PER_BATCH is over all processes.
+    for stage, ims, lr in (("RPN", 16, 0.02), ("FAST_RCNN", 8, 0.005)):
+        node = CfgNode()
+        node.IMS_PER_BATCH = ims
+        node.REFERENCE_BATCH = 0
+        node.BASE_LR = lr
+        node.STEPS = (120000,)
+        node.MAX_ITER = 180000
+        cfg.SOLVER[stage] = node
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # Data sets of the user's own: [[name, COCO json, image folder], ...]; DATASETS.TRAIN and
+    # TEST then list the names. Paths are relative to the working directory.
+    cfg.DATASETS.COCO_JSON = []
+    # Leave boxes without area out instead of refusing the file (COCO's train2017 holds two).
+    cfg.DATASETS.DROP_EMPTY_BOXES = False
+    # ImageNet-style folder for classification: ROOT/train/<class>/*, ROOT/val/<class>/*.
+    cfg.DATA = CfgNode()
+    cfg.DATA.ROOT = "datasets/imagenet"
+    # A split as an image list (its format: data/lists.py); "" takes the split from ROOT itself.
+    # Paths in a list are relative to ROOT, those of the validation list to VAL_ROOT if that is set.
+    cfg.DATA.TRAIN_LIST = ""
+    cfg.DATA.VAL_LIST = ""
+    cfg.DATA.VAL_ROOT = ""
+    # > 0: the validation list is of the first so many classes only (ImageNet-5K: 1000), and is
+    # also scored among these alone (paper, Table 6: "1K-way"); 0: among all classes only.
+    cfg.DATA.EVAL_CLASSES = 0
+    # Side of the square training and test crop, and of the short side before a test crop; pixels.
+    cfg.DATA.CROP_SIZE = 224
+    cfg.DATA.RESIZE_SIZE = 256
+    # Share of the image's area that a training crop covers at least (0..1).
+    cfg.DATA.MIN_CROP_AREA = 0.08
+    # How a training crop's aspect in 3/4..4/3 is drawn: "uniform" as the paper's code does, or
+    # "log" as torchvision does.
+    cfg.DATA.CROP_ASPECT = "log"
+    cfg.DATA.INTERPOLATION = "bicubic"
+    # Largest relative change of brightness, contrast and saturation (0.4 in the paper's code), and
+    # the spread of the PCA lighting (0.1 there); 0 leaves the step out.
+    cfg.DATA.COLOR_JITTER = 0.0
+    cfg.DATA.LIGHTING = 0.0
+    # > 0: CIFAR's augmentation, a crop of the normalised image padded by so many zero pixels.
+    cfg.DATA.PAD = 0
+    # Views of a test image: "single" centre crop, "ten_crop" or "dense" (whole images at each
+    # short side of TEST_SCALES; He et al. 2016, Sec. 3.4).
+    cfg.DATA.TEST_PROTOCOL = "single"
+    cfg.DATA.TEST_SCALES = (224, 256, 384, 480, 640)
+    cfg.DATA.TEST_BATCH_SIZE = 100
+
+
+def _add_proposal_keys(cfg: CfgNode) -> None:
+    # Proposals for the training images are made in test mode, without a limit before NMS,
+    # 2000 kept (py-faster-rcnn, tools/train_faster_rcnn_alt_opt.py). A limit of 0 means none.
+    cfg.PROPOSALS = CfgNode()
+    cfg.PROPOSALS.PRE_NMS_TOPK = 0
+    cfg.PROPOSALS.POST_NMS_TOPK = 2000
+    # Proposals an image that average recall is measured on at most (AR@1000).
+    cfg.TEST.PROPOSALS_TOPK = 1000
+    # Images a process evaluates at once; they are padded to the largest of the batch.
+    cfg.TEST.IMS_PER_BATCH = 1
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default config plus the keys of this package.
+
+    Differs from Detectron2's defaults in four keys, so that they fit ResNeXt weights:
+    ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``, ``MODEL.RESNETS.STRIDE_IN_1X1``.
+    """
+    cfg = get_detectron2_cfg()
+    _add_model_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_data_keys(cfg)
+    _add_proposal_keys(cfg)
+    return cfg
