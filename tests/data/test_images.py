@@ -6,14 +6,8 @@ import torch
 from PIL import Image
 
 from resnext_det.config import get_cfg
-from resnext_det.data.images import (
-    check_same_classes,
-    class_folder,
-    collate,
-    read_rgb,
-    test_transform,
-    training_transform,
-)
+from resnext_det.data.augment import collate, test_transform, training_transform
+from resnext_det.data.images import check_same_classes, class_folder, read_rgb
 from resnext_det.errors import InputError, exit_cleanly
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,44 @@
+"""The two splits of a classification data set, whatever it is stored as, chosen by DATA's keys."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from . import arrays, augment, images, lists
+
+
+def open_split(cfg: CfgNode, split: str) -> Dataset:
+    """Items (input, label); ``.classes`` names the labels, ``.root`` the source.
+
+    DATA.ROOT is a ``.npz`` file, a folder with an official CIFAR archive, or class folders; with
+    DATA.TRAIN_LIST or DATA.VAL_LIST, the folder of the images that the list names.
+
+    Args:
+        split: "train" (augmented) or "val" (the views of DATA.TEST_PROTOCOL).
+
+    Raises:
+        InputError: see the readers; also for a DATA key with an unknown value.
+    """
+    augment.check_keys(cfg)
+    lists.check_keys(cfg)
+    transform = augment.training_transform(cfg) if split == "train" else augment.test_transform(cfg)
+    if lists.list_of(cfg, split):
+        return lists.open_list(cfg, split, transform)
+    root = Path(cfg.DATA.ROOT)
+    if root.suffix == ".npz":
+        if not root.is_file():
+            raise InputError(root.resolve(), "the file does not exist", "check DATA.ROOT")
+        return arrays.read_npz(root, split, transform)
+    if arrays.archive_in(root) is not None:
+        return arrays.read_archive(root, split, transform)
+    return images.class_folder(cfg, split, transform)
+
+
+def open_both(cfg: CfgNode) -> tuple[Dataset, Dataset]:
+    """Training and validation split. Raises InputError where classes or their order differ."""
+    train, val = open_split(cfg, "train"), open_split(cfg, "val")
+    images.check_same_classes(train, val)
+    lists.check_same_order(train, val)
+    return train, val
