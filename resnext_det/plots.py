@@ -127,3 +127,35 @@ def sheet(
         if titles and position < columns:
             axis.set_title(titles[position % len(titles)], fontsize=10)
     figure.savefig(path, dpi=90)
+
+
+def errors_with_bars(
+    series: dict[str, Sequence[tuple[float, float, float, str]]],
+    path: str | Path,
+    *,
+    xlabel: str,
+    ylabel: str = "test error (%)",
+    log_x: bool = False,
+) -> None:
+    """Mean errors with standard-error bars, a line a series, each point labelled (paper, Fig. 7).
+
+    Args:
+        series: {name: [(x, mean error, standard error, label), ...]}; a NaN bar is left out.
+    """
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, points in series.items():
+        x, means, bars, labels = zip(*points, strict=True)
+        axis.errorbar(x, means, bars, marker="o", capsize=4, label=name)
+        for place, mean, label in zip(x, means, labels, strict=True):
+            axis.annotate(label, (place, mean), textcoords="offset points", xytext=(6, 6))
+    if log_x:
+        axis.set_xscale("log", base=2)
+        ticks = sorted({point[0] for points in series.values() for point in points})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.margins(x=0.12, y=0.15)
+    axis.grid(alpha=0.3)
+    if len(series) > 1:
+        axis.legend()
+    figure.savefig(path, dpi=110)

@@ -1,37 +1,59 @@
 """The trunk with its head, as the trainer calls it: batches in, losses or logits out."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from ..config import trunk_arguments
-from ..models import ResNeXt, build_resnext
+from ..config import architecture_arguments, trunk_arguments
+from ..engine.trainer import LOG_PERIOD
+from ..models import Architecture, ResNeXt, build_resnext
 from ..models.precision import resolve_precision
+from .protocols import last_stage, logits_of
 
 
 class Classifier(nn.Module):
     """Cross entropy on the trunk's ``linear`` output (paper, Table 1: softmax).
 
     Takes {"image": (N, 3, H, W) normalised, "label": (N,)}; gives {"loss_cls": scalar} in
-    training and {"logits": (N, num_classes)} otherwise.
+    training and {"logits": (N, num_classes)} otherwise, where "image" may also hold the views of
+    another test protocol.
+
+    Args:
+        window: see `protocols.logits_of`.
     """
 
-    def __init__(self, trunk: ResNeXt):
+    def __init__(self, trunk: ResNeXt, window: int = 7):
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.window = trunk, window
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        images = batch["image"].to(self.device, non_blocking=True)
-        logits = self.trunk(images)["linear"]
+        images = self._moved(batch["image"])
         if not self.training:
-            return {"logits": logits}
+            return {"logits": logits_of(self.trunk, images, self.window)}
+        logits = self.trunk(images)["linear"]
         labels = batch["label"].to(self.device, non_blocking=True)
+        _record_error(logits, labels)
         return {"loss_cls": F.cross_entropy(logits, labels)}
+
+    def _moved(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list:
+        if isinstance(images, list):
+            return [self._moved(scale) for scale in images]
+        return images.to(self.device, non_blocking=True)
+
+
+def _record_error(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """The batch's own top-1 error, percent, where the log is about to be written (Fig. 5)."""
+    if has_event_storage() and (get_event_storage().iter + 1) % LOG_PERIOD == 0:
+        wrong = (logits.argmax(1) != labels).float().mean()
+        get_event_storage().put_scalar("train_top1_error", 100 * wrong.item())
 
 
 def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
@@ -39,6 +61,17 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     trunk = build_resnext(
         **trunk_arguments(cfg),
         num_classes=num_classes,
+        out_features=_features(cfg),
         precision=resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE).type),
     )
-    return Classifier(trunk).to(cfg.MODEL.DEVICE)
+    stride = trunk.output_shape()[last_stage(trunk)].stride if _features(cfg) else 32
+    window = math.ceil(cfg.DATA.CROP_SIZE / stride)  # the side of a training crop's map
+    return Classifier(trunk, window).to(cfg.MODEL.DEVICE)
+
+
+def _features(cfg: CfgNode) -> list[str] | None:
+    """The dense protocol also wants the map that the head stands on."""
+    if cfg.DATA.TEST_PROTOCOL != "dense":
+        return None
+    stages = Architecture(**architecture_arguments(cfg)).stages
+    return [f"res{stages[-1]}", "linear"]

@@ -9,26 +9,30 @@ from detectron2.config import CfgNode
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
-from torchvision.datasets import ImageFolder
+from torch.utils.data import Dataset
 
 from ..compat import describe_environment
-from ..data import images
-from ..engine.batch import images_per_process
+from ..data import augment, sets
+from ..engine.batch import follow_batch, images_per_process
 from ..engine.run import folder_of, record_run, write_json
 from ..engine.sampler import ResumableBatches, one_thread, training_loader
 from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
 from ..errors import InputError
+from ..models.architecture import FIELDS
 from ..weights import WeightsRecord, load_weights, read_record, save_weights
 from .classifier import Classifier, build_classifier
-from .evaluator import ErrorEvaluator
+from .evaluator import ErrorEvaluator, in_words
 
 logger = logging.getLogger(__name__)
+
+# Fields of a record's architecture, and their keys in MODEL.RESNETS.
+ARCHITECTURE_KEYS = {field: key for field, (key, *_) in FIELDS.items()}
 
 
 def with_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
     """MAX_EPOCHS and EPOCH_STEPS turned into MAX_ITER and STEPS for a set of this size."""
-    cfg = cfg.clone()
+    cfg = follow_batch(cfg).clone()
     cfg.defrost()
     per_epoch = math.ceil(num_images / cfg.SOLVER.IMS_PER_BATCH)
     if cfg.SOLVER.MAX_EPOCHS > 0:
@@ -46,22 +50,23 @@ def with_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
     return cfg
 
 
-def build_train_loader(cfg: CfgNode, data: ImageFolder, start: int):
+def build_train_loader(cfg: CfgNode, data: Dataset, start: int):
     """Batches {"image", "label"} of this process, from iteration ``start`` on."""
     batches = ResumableBatches(len(data), images_per_process(cfg), cfg.SEED, start=start)
     return training_loader(
-        data.__getitem__, batches, collate=images.collate, num_workers=cfg.DATALOADER.NUM_WORKERS
+        data.__getitem__, batches, collate=augment.collate, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
 
 
-def build_test_loader(cfg: CfgNode, data: ImageFolder) -> torch.utils.data.DataLoader:
+def build_test_loader(cfg: CfgNode, data: Dataset) -> torch.utils.data.DataLoader:
     """This process's share of the validation images, in order, none twice."""
+    dense = cfg.DATA.TEST_PROTOCOL == "dense"  # whole images: no two of one size
     return torch.utils.data.DataLoader(
         data,
-        cfg.DATA.TEST_BATCH_SIZE,
+        1 if dense else cfg.DATA.TEST_BATCH_SIZE,
         sampler=InferenceSampler(len(data)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=images.collate,
+        collate_fn=augment.collate,
         worker_init_fn=one_thread,
     )
 
@@ -73,15 +78,14 @@ def _share_statistics(model: torch.nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-def evaluate(cfg: CfgNode, model: torch.nn.Module, data: ImageFolder) -> dict:
-    """{"classification": {"top1_error", "top5_error"}} in percent, single centre crop."""
+def evaluate(cfg: CfgNode, model: torch.nn.Module, data: Dataset) -> dict:
+    """`ErrorEvaluator`'s results on ``data``, in percent, by the views of DATA.TEST_PROTOCOL."""
     _share_statistics(model)
-    results = inference_on_dataset(model, build_test_loader(cfg, data), ErrorEvaluator())
-    errors = results["classification"]
+    evaluator = ErrorEvaluator(cfg.DATA.EVAL_CLASSES)
+    results = inference_on_dataset(model, build_test_loader(cfg, data), evaluator)
     logger.info(
-        "top-1 error %.2f %%, top-5 error %.2f %% on %d images (crop %d)",
-        errors["top1_error"],
-        errors["top5_error"],
+        "%s; %d images (crop %d)",
+        in_words(results["classification"], len(data.classes), cfg.DATA.EVAL_CLASSES),
         len(data),
         cfg.DATA.CROP_SIZE,
     )
@@ -104,13 +108,6 @@ def record_of(
     )
 
 
-def _data(cfg: CfgNode) -> tuple[ImageFolder, ImageFolder]:
-    train = images.class_folder(cfg, "train", images.training_transform(cfg))
-    val = images.class_folder(cfg, "val", images.test_transform(cfg))
-    images.check_same_classes(train, val)
-    return train, val
-
-
 def train(cfg: CfgNode, resume: bool) -> dict:
     """The whole classification step; writes model_final.safetensors and results.json.
 
@@ -118,7 +115,7 @@ def train(cfg: CfgNode, resume: bool) -> dict:
         {"classification": {"top1_error": .., "top5_error": ..}}, percent.
     """
     final = folder_of(cfg, "model_final.safetensors")
-    train_data, val_data = _data(cfg)
+    train_data, val_data = sets.open_both(cfg)
     cfg = with_epochs(cfg, len(train_data))
     record_run(cfg)
     seed_all(cfg.SEED, 2)
@@ -147,11 +144,21 @@ def train(cfg: CfgNode, resume: bool) -> dict:
     return results
 
 
+def set_as_recorded(cfg: CfgNode, record: WeightsRecord) -> None:
+    """Network and pixels as the weights know them, whatever the config says."""
+    cfg.INPUT.FORMAT = record.pixel_format
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = record.pixel_mean, record.pixel_std
+    for field, key in ARCHITECTURE_KEYS.items():
+        if field in record.architecture:
+            cfg.MODEL.RESNETS[key] = record.architecture[field]
+
+
 def evaluate_only(cfg: CfgNode) -> dict:
     """Score ``MODEL.WEIGHTS`` on the validation folder; writes results.json.
 
     Raises:
-        InputError: no weights are named, or their classes are not the folder's.
+        InputError: no weights are named, or their classes are not the data set's (files of other
+            programs name none: then their number must agree).
     """
     if not cfg.MODEL.WEIGHTS:
         raise InputError(
@@ -159,13 +166,11 @@ def evaluate_only(cfg: CfgNode) -> dict:
             "is empty, and --eval-only needs trained weights",
             "add MODEL.WEIGHTS path/to/model_final.safetensors",
         )
-    stored = read_record(cfg.MODEL.WEIGHTS)  # pixels as the weights know them
-    cfg.INPUT.FORMAT = stored.pixel_format
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = stored.pixel_mean, stored.pixel_std
-    val = images.class_folder(cfg, "val", images.test_transform(cfg))
+    set_as_recorded(cfg, read_record(cfg.MODEL.WEIGHTS))
+    val = sets.open_split(cfg, "val")
     model = build_classifier(cfg, len(val.classes))
     record = load_weights(model.trunk, cfg.MODEL.WEIGHTS)
-    if record.class_names != val.classes:
+    if record.class_names and record.class_names != val.classes:
         raise InputError(
             val.root,
             f"has classes {val.classes[:3]} ..., {cfg.MODEL.WEIGHTS} was "
