@@ -18,18 +18,9 @@ import torch
 from safetensors import safe_open
 
 from ..errors import InputError
-from .pickles import (
-    AGAIN,
-    EXPANSION,
-    SLACK,
-    STATE_DICT,
-    Refused,
-    TorchPickle,
-    mapped,
-    phrase,
-    read_pickle,
-    told_of,
-)
+from .machine import AGAIN, EXPANSION, SLACK, STATE_DICT, Refused, mapped, phrase, told_of
+from .pickles import read_pickle
+from .torch_pickles import TorchPickle
 
 logger = logging.getLogger(__name__)
 

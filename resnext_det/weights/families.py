@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import InputError
+from .machine import phrase
 from .names import from_caffe2, from_detectron2, from_torchvision, to_caffe2, to_torchvision
-from .pickles import phrase
 
 FAMILIES = {
     "resnext_det": "resnext_det",

@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from resnext_det.errors import InputError
-from resnext_det.weights.pickles import MAX_INSTRUCTIONS, TorchPickle, read_pickle
+from resnext_det.weights.machine import MAX_INSTRUCTIONS
+from resnext_det.weights.pickles import read_pickle
+from resnext_det.weights.torch_pickles import TorchPickle
 
 ALL_PROTOCOLS = pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 START, STOP = b"\x80\x02", b"."
