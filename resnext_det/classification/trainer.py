@@ -20,7 +20,7 @@ from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
 from ..errors import InputError
 from ..models.architecture import FIELDS
-from ..weights import WeightsRecord, load_weights, read_record, save_weights
+from ..weights import WeightsRecord, load_all, read_weights, save_weights
 from .classifier import Classifier, build_classifier
 from .evaluator import ErrorEvaluator, in_words
 
@@ -153,6 +153,26 @@ def set_as_recorded(cfg: CfgNode, record: WeightsRecord) -> None:
             cfg.MODEL.RESNETS[key] = record.architecture[field]
 
 
+def _check_classes(path: str, tensors: dict, record: WeightsRecord, val: Dataset) -> None:
+    """Raises InputError where weights and data set have other classes or no head at all."""
+    if "linear.weight" not in tensors:
+        raise InputError(
+            path,
+            f"holds {record.kind} weights without a classification head",
+            "give weights with one",
+        )
+    outputs = len(tensors["linear.weight"])
+    if outputs != len(val.classes):
+        found = f"has {len(val.classes)} classes, {path} has {outputs}"
+    elif record.class_names and record.class_names != val.classes:
+        found = (
+            f"has classes {val.classes[:3]} ..., {path} was trained on {record.class_names[:3]} ..."
+        )
+    else:
+        return
+    raise InputError(val.root, found, "give the same classes")
+
+
 def evaluate_only(cfg: CfgNode) -> dict:
     """Score ``MODEL.WEIGHTS`` on the validation folder; writes results.json.
 
@@ -166,17 +186,12 @@ def evaluate_only(cfg: CfgNode) -> dict:
             "is empty, and --eval-only needs trained weights",
             "add MODEL.WEIGHTS path/to/model_final.safetensors",
         )
-    set_as_recorded(cfg, read_record(cfg.MODEL.WEIGHTS))
+    tensors, record = read_weights(cfg.MODEL.WEIGHTS)
+    set_as_recorded(cfg, record)
     val = sets.open_split(cfg, "val")
+    _check_classes(cfg.MODEL.WEIGHTS, tensors, record, val)
     model = build_classifier(cfg, len(val.classes))
-    record = load_weights(model.trunk, cfg.MODEL.WEIGHTS)
-    if record.class_names and record.class_names != val.classes:
-        raise InputError(
-            val.root,
-            f"has classes {val.classes[:3]} ..., {cfg.MODEL.WEIGHTS} was "
-            f"trained on {record.class_names[:3]} ...",
-            "give the same classes",
-        )
+    logger.info("%s: %s", cfg.MODEL.WEIGHTS, load_all(model.trunk, tensors, cfg.MODEL.WEIGHTS))
     results = evaluate(cfg, model, val)
     if comm.is_main_process():
         write_json(folder_of(cfg, "results.json"), results)
