@@ -154,19 +154,17 @@ class Bottleneck(BottleneckBlock):
             _check_sliceable(self.conv2.norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.form == "c":
-            out = self._grouped(x)
-        else:
-            out = self._aggregated(x) if self.form == "a" else self._concatenated(x)
+        if self.form == "c" and self.has_shortcut:
+            return super().forward(x)
+        forms = {"a": self._aggregated, "b": self._concatenated, "c": self._grouped}
+        out = forms[self.form](x)
         if self.has_shortcut:
             out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
     def _grouped(self, x: torch.Tensor) -> torch.Tensor:
-        """Fig. 3(c): the lines of Detectron2's block."""
-        out = F.relu_(self.conv1(x))
-        out = F.relu_(self.conv2(out))
-        return self.conv3(out)
+        """Fig. 3(c) before a shortcut is added."""
+        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
 
     def _paths(self, x: torch.Tensor) -> list[tuple[torch.Tensor, slice]]:
         """The C transformations up to their 3x3: (N, d, H, W) each, and their channels."""
