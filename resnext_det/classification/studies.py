@@ -102,7 +102,8 @@ def _keep_options(setting: Setting, output: Path, opts: list[str]) -> None:
     pairs = [p for p in zip(opts[::2], opts[1::2], strict=True) if p[0] != "OUTPUT_DIR"]
     now = [setting.config_file.name, *setting.overrides, *(word for pair in pairs for word in pair)]
     then = json.loads(path.read_text()) if path.exists() else now
-    if then != now:
+    kept = [*path.parent.glob("seed*/results.json"), *path.parent.glob("seed*/model_*.pth")]
+    if kept and then != now:
         raise InputError(
             path,
             f'these runs were begun with "{" ".join(then)}", the command now says '

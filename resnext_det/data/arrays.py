@@ -101,7 +101,7 @@ def _field(fields: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
         found = f"{name} is empty" if name in fields else f"has no {name}"
         raise InputError(
             path,
-            f"{found} (the file holds {', '.join(sorted(fields)) or 'nothing'})",
+            f"{found} (read: {', '.join(sorted(fields)) or 'nothing'})",
             "see resnext_det/data/arrays.py for the fields",
         )
     return fields[name]
