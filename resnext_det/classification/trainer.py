@@ -60,10 +60,11 @@ def build_train_loader(cfg: CfgNode, data: Dataset, start: int):
 
 def build_test_loader(cfg: CfgNode, data: Dataset) -> torch.utils.data.DataLoader:
     """This process's share of the validation images, in order, none twice."""
-    dense = cfg.DATA.TEST_PROTOCOL == "dense"  # whole images: no two of one size
+    views = 10 if cfg.DATA.TEST_PROTOCOL == "ten_crop" else 1
+    is_dense = cfg.DATA.TEST_PROTOCOL == "dense"  # whole images: no two of one size
     return torch.utils.data.DataLoader(
         data,
-        1 if dense else cfg.DATA.TEST_BATCH_SIZE,
+        1 if is_dense else max(1, cfg.DATA.TEST_BATCH_SIZE // views),
         sampler=InferenceSampler(len(data)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=augment.collate,
