@@ -10,84 +10,32 @@ of another kind would otherwise often fit in all shapes and be silently wrong.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
 from .torch7 import TorchObject, read_torch7, short
-
-CONV, NORM, RELU = "convolution", "batch normalisation", "ReLU"
-MAX_POOL, MEAN_POOL, VIEW, LINEAR = "max pooling", "average pooling", "view", "linear layer"
-SEQUENCE, BRANCHES, SUM, JOIN = "sequence", "table of branches", "sum", "join of branches"
-IDENTITY = "identity"
-KINDS = {
-    "nn.SpatialConvolution": CONV,
-    "nn.SpatialConvolutionMM": CONV,
-    "nn.SpatialBatchNormalization": NORM,
-    "nn.ReLU": RELU,
-    "nn.SpatialMaxPooling": MAX_POOL,
-    "nn.SpatialAveragePooling": MEAN_POOL,
-    "nn.View": VIEW,
-    "nn.Reshape": VIEW,
-    "nn.Linear": LINEAR,
-    "nn.Sequential": SEQUENCE,
-    "nn.ConcatTable": BRANCHES,
-    "nn.CAddTable": SUM,
-    "nn.JoinTable": JOIN,
-    "nn.Identity": IDENTITY,
-}
-IN_CUDNN = (CONV, NORM, RELU, MAX_POOL, MEAN_POOL)
-KINDS |= {f"cudnn.{name[3:]}": kind for name, kind in KINDS.items() if kind in IN_CUDNN}
-NETWORK = {
-    "ImageNet": (CONV, NORM, RELU, MAX_POOL, *[SEQUENCE] * 4, MEAN_POOL, VIEW, LINEAR),
-    "CIFAR": (CONV, NORM, RELU, *[SEQUENCE] * 3, MEAN_POOL, VIEW, LINEAR),
-}
-BLOCK = (BRANCHES, SUM, RELU)
-PATH = (CONV, NORM, RELU, CONV, NORM, RELU, CONV, NORM)
-# (what is due at a place, what stands there) in networks that are known but cannot be taken.
-PREACTIVATION = "this is a pre-activation network (ResNet-200), which is not converted"
-KNOWN_OTHERS = {
-    (RELU, NORM): "the last batch normalisation stands after the sum (fb.resnet.torch's ResNet-50),"
-    " which the network here cannot express",
-    (CONV, BRANCHES): "the block is form B of the paper (a branch for each path), which is not"
-    " converted",
-    (CONV, NORM): PREACTIVATION,
-    (BRANCHES, NORM): PREACTIVATION,
-    (MEAN_POOL, NORM): PREACTIVATION,
-}
-
-# Where arrays may stand: those that are converted, and those that say nothing about the network.
-USED = {
-    CONV: ("weight", "bias"),
-    NORM: ("weight", "bias", "running_mean", "running_var", "running_std"),
-    LINEAR: ("weight", "bias"),
-    SEQUENCE: ("modules",),
-    BRANCHES: ("modules",),
-}
-GRADIENTS = "gradient buffer"
-BUFFERS = "buffer of the last batch"
-SIZES = "sizes of the last batch"
-DROPPED = {
-    **dict.fromkeys(
-        ("gradWeight", "gradBias", "gradInput", "fgradInput", "_gradOutput"), GRADIENTS
-    ),
-    **dict.fromkeys(("output", "_input", "finput", "indices", "addBuffer"), BUFFERS),
-    **dict.fromkeys(("save_mean", "save_std", "buffer", "buffer2", "centered"), BUFFERS),
-    **dict.fromkeys(("std", "normalized", "input_slice", "output_slice", "scaleT"), BUFFERS),
-    **dict.fromkeys(("iSize", "oSize", "size", "batchsize"), SIZES),
-}
-FOLDED = "folded into running_mean of the batch normalisation behind it"
-
-EPS = 1e-5  # nn.SpatialBatchNormalization's and our networks'
-# What Torch7 takes where a field of an older file is missing.
-DEFAULTS = {"dW": 1, "dH": 1, "padW": 0, "padH": 0, "groups": 1, "threshold": 0, "val": 0}
-DEFAULTS |= {"ceil_mode": False, "divide": False}
-
-MEND = "give one of the paper's networks (ResNeXt's models/resnext.lua, resnext_C or resnet)"
+from .torch7_layers import (
+    BLOCK,
+    CONV,
+    DROPPED,
+    EPS,
+    FOLDED,
+    IDENTITY,
+    KNOWN_OTHERS,
+    MAX_POOL,
+    MEND,
+    NETWORK,
+    NORM,
+    PATH,
+    RELU,
+    SEQUENCE,
+    USED,
+    Layer,
+)
 
 
 def torch7_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -112,44 +60,6 @@ def torch7_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str,
     return tensors, {field: f"{why} ({n} layers)" for (field, why), n in walk.dropped.items()}
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One module. Its place is as Torch7 counts: "6.1.2" is ``net:get(6):get(1):get(2)``."""
-
-    file: Path
-    place: str
-    object: TorchObject
-
-    @property
-    def kind(self) -> str | None:
-        return KINDS.get(self.object.class_name)
-
-    def fault(self, found: str) -> NoReturn:
-        where = f"layer {self.place}" if self.place else "the network"
-        raise InputError(self.file, f"{where} ({self.object.class_name}): {found}", MEND)
-
-    def field(self, name: str) -> Any:
-        return self.object.fields.get(name, DEFAULTS.get(name))
-
-    def sizes(self, name: str) -> tuple[int, ...]:
-        found = self.field(name)
-        return found.shape if isinstance(found, np.ndarray) else ()
-
-    def demand(self, **settings: float) -> None:
-        """Refuse the layer where a field has another value than the one given."""
-        for name, due in settings.items():
-            found = self.field(name)
-            if not isinstance(found, int | float) or found != due:
-                self.fault(f"{name} is {short(found)}, but {due} is due here")
-
-    def whole(self, name: str) -> int:
-        """A field that must be a whole number of 1 or more."""
-        found = self.field(name)
-        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-            self.fault(f"{name} is {short(found)}, no whole number of 1 or more")
-        return found
-
-
 class _Walk:
     """Goes through the layers in order and keeps their arrays by our names."""
 
@@ -168,7 +78,7 @@ class _Walk:
         self._bytes_left = self.file.stat().st_size
         if not isinstance(found, TorchObject) or found.class_name != "nn.Sequential":
             raise InputError(self.file, f"holds {short(found)}, not an nn.Sequential", MEND)
-        top = self._enter(_Layer(self.file, "", found))
+        top = self._enter(Layer(self.file, "", found))
         layers = self._children(top)
         layout = "ImageNet" if MAX_POOL in [layer.kind for layer in layers] else "CIFAR"
         conv, norm, _, *rest = self._match(layers, NETWORK[layout], top)
@@ -183,7 +93,7 @@ class _Walk:
         self._mean_pool(pool)
         self._linear(linear, channels)
 
-    def _stage(self, number: int, stage: _Layer, channels: int) -> int:
+    def _stage(self, number: int, stage: Layer, channels: int) -> int:
         """Channels double from stage to stage, and are four times the stem's in the first."""
         outputs = channels * (2 if number else 4)
         for block, layer in enumerate(self._children(stage)):
@@ -193,7 +103,7 @@ class _Walk:
         return channels
 
     def _block(
-        self, name: str, block: _Layer, inputs: int, outputs: int, stride: int, times: int
+        self, name: str, block: Layer, inputs: int, outputs: int, stride: int, times: int
     ) -> None:
         """Fig. 3(c): 1x1, grouped 3x3 with the stride, 1x1, beside the shortcut."""
         branches, _, _ = self._match(self._children(block), BLOCK, block)
@@ -214,7 +124,7 @@ class _Walk:
             conv, norm = self._match(self._row(shortcut), (CONV, NORM), shortcut)
             self._conv_norm(f"{name}.shortcut", conv, norm, 1, stride, inputs, outputs)
 
-    def _match(self, layers: list[_Layer], kinds: tuple, owner: _Layer) -> list[_Layer]:
+    def _match(self, layers: list[Layer], kinds: tuple, owner: Layer) -> list[Layer]:
         """The layers, if they are of these kinds in this order."""
         for layer, due in zip(layers, kinds, strict=False):
             if layer.kind != due:
@@ -226,15 +136,15 @@ class _Walk:
 
     # ---- the tree of modules ----
 
-    def _children(self, layer: _Layer) -> list[_Layer]:
+    def _children(self, layer: Layer) -> list[Layer]:
         modules = layer.field("modules")
         if not isinstance(modules, list) or not all(isinstance(m, TorchObject) for m in modules):
             layer.fault(f"its modules are {short(modules)}, not a list of layers")
         prefix = f"{layer.place}." if layer.place else ""
-        children = [_Layer(self.file, f"{prefix}{i}", m) for i, m in enumerate(modules, start=1)]
+        children = [Layer(self.file, f"{prefix}{i}", m) for i, m in enumerate(modules, start=1)]
         return [self._enter(child) for child in children]
 
-    def _row(self, layer: _Layer) -> list[_Layer]:
+    def _row(self, layer: Layer) -> list[Layer]:
         """The layer, or what it and the sequences in it hold, in the order of running."""
         row, waiting = [], [layer]
         while waiting:
@@ -245,7 +155,7 @@ class _Walk:
                 row.append(layer)
         return row
 
-    def _enter(self, layer: _Layer) -> _Layer:
+    def _enter(self, layer: Layer) -> Layer:
         """Account for every field of a layer, which is met for the first time."""
         if id(layer.object) in self._entered:  # our networks share no weights
             layer.fault("stands at two places of the network")
@@ -263,7 +173,7 @@ class _Walk:
             layer.demand(threshold=0, val=0)
         return layer
 
-    def _demand_no_array(self, layer: _Layer, name: str) -> None:
+    def _demand_no_array(self, layer: Layer, name: str) -> None:
         """Refuse a field that holds an array, at any depth; each table is searched once."""
         waiting = [layer.field(name)]
         while waiting:
@@ -280,8 +190,8 @@ class _Walk:
     def _conv_norm(
         self,
         name: str,
-        conv: _Layer,
-        norm: _Layer,
+        conv: Layer,
+        norm: Layer,
         kernel: int,
         stride: int,
         inputs: int,
@@ -301,13 +211,13 @@ class _Walk:
         self._keep(conv, f"{name}.weight", weight.reshape(shape))
         self._norm(f"{name}.norm", norm, outputs, self._bias(conv, outputs))
 
-    def _bias(self, conv: _Layer, channels: int) -> np.ndarray | None:
+    def _bias(self, conv: Layer, channels: int) -> np.ndarray | None:
         if conv.field("bias") is None:
             return None
         self.dropped[f"{conv.object.class_name}.bias", FOLDED] += 1
         return self._array(conv, "bias", (channels,))
 
-    def _norm(self, name: str, norm: _Layer, channels: int, bias: np.ndarray | None) -> None:
+    def _norm(self, name: str, norm: Layer, channels: int, bias: np.ndarray | None) -> None:
         eps = norm.field("eps")
         if not isinstance(eps, float) or not abs(eps - EPS) <= 1e-9:
             norm.fault(f"eps is {short(eps)}, but {EPS} is due here")
@@ -322,7 +232,7 @@ class _Walk:
         self._keep(norm, f"{name}.running_mean", mean)
         self._keep(norm, f"{name}.running_var", variance)
 
-    def _variance(self, norm: _Layer, channels: int, eps: float) -> np.ndarray:
+    def _variance(self, norm: Layer, channels: int, eps: float) -> np.ndarray:
         """nn's BatchNormalization.lua (``read``) turns version 1's running_std around like this."""
         if norm.field("running_std") is None:
             return self._array(norm, "running_var", (channels,))
@@ -332,18 +242,18 @@ class _Walk:
         with np.errstate(divide="ignore", over="ignore"):
             return std**-2 - eps
 
-    def _mean_pool(self, pool: _Layer) -> None:
+    def _mean_pool(self, pool: Layer) -> None:
         """7x7 at 224 pixels, so that it is the mean over all positions, as in our networks."""
         pool.demand(kH=pool.whole("kW"), padW=0, padH=0)
         if pool.object.class_name == "nn.SpatialAveragePooling":
             pool.demand(divide=True)  # without it, nn gives the sum
 
-    def _linear(self, linear: _Layer, channels: int) -> None:
+    def _linear(self, linear: Layer, channels: int) -> None:
         classes = (linear.sizes("weight") or (1,))[0]
         self._keep(linear, "linear.weight", self._array(linear, "weight", (classes, channels)))
         self._keep(linear, "linear.bias", self._array(linear, "bias", (classes,)))
 
-    def _array(self, layer: _Layer, field: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _array(self, layer: Layer, field: str, shape: tuple[int, ...]) -> np.ndarray:
         found = layer.field(field)
         if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.shape != shape:
             layer.fault(f"{field} is {short(found)}, but floats {shape} are due here")
@@ -353,7 +263,7 @@ class _Walk:
             layer.fault(f"{field} is made of numbers that stand for other weights too")
         return found
 
-    def _keep(self, layer: _Layer, name: str, array: np.ndarray) -> None:
+    def _keep(self, layer: Layer, name: str, array: np.ndarray) -> None:
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf
             kept = np.array(array, dtype=np.float32, order="C")
         if not np.isfinite(kept).all():
