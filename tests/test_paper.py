@@ -1,0 +1,68 @@
+"""Guard the paper's numbers: as its running text quotes them, and by the family's names."""
+
+import pytest
+
+from resnext_det import paper
+from resnext_det.models import Architecture
+
+
+def names_in(table):
+    return [name for name in table if name not in paper.OTHERS]
+
+
+def tables():
+    return {
+        name: value
+        for name, value in vars(paper).items()
+        if name.startswith("TABLE_") and isinstance(value, dict)
+    }
+
+
+def test_tables_are_there():
+    assert len(tables()) >= 7
+
+
+@pytest.mark.parametrize("table", tables())
+def test_rows_are_members(table):
+    for name in names_in(tables()[table]):
+        if isinstance(name, str):
+            assert Architecture.from_name(name).name == name
+
+
+@pytest.mark.parametrize(
+    "worse, better, points",
+    [
+        (paper.TABLE_3["R50_1x64d"], paper.TABLE_3["X50_32x4d"], 1.7),
+        (paper.TABLE_3["R101_1x64d"], paper.TABLE_3["X101_32x4d"], 0.8),
+        (paper.TABLE_6["R50_1x64d"][0].top1, paper.TABLE_6["X50_32x4d"][0].top1, 3.2),
+        (paper.TABLE_6["R101_1x64d"][0].top1, paper.TABLE_6["X101_32x4d"][0].top1, 2.3),
+        (paper.TABLE_8["X50_32x4d"].ap50, paper.TABLE_8["R50_1x64d"].ap50, 2.1),
+        (paper.TABLE_8["X50_32x4d"].ap, paper.TABLE_8["R50_1x64d"].ap, 1.0),
+    ],
+)
+def test_differences_of_the_running_text(worse, better, points):
+    """Sec. 5.1, 5.2 and 5.4 quote them in words."""
+    assert round(worse - better, 1) == points
+
+
+@pytest.mark.parametrize("name", ["R50_1x64d", "X50_32x4d", "R101_1x64d", "X101_32x4d"])
+def test_a_number_that_two_tables_print(name):
+    assert paper.SHORTCUTS.get(name, paper.TABLE_3[name]) == paper.TABLE_3[name]
+    if name in paper.TABLE_4:
+        assert paper.TABLE_4[name].top1 == paper.TABLE_3[name]
+
+
+@pytest.mark.parametrize("name", paper.TABLE_1)
+def test_table_1_is_what_is_built(name):
+    member = Architecture.from_name(name)
+    for index, (stage, row) in enumerate(paper.TABLE_1[name].stages.items()):
+        number = int(stage.removeprefix("res"))
+        inner = member.bottleneck_channels(number)
+        assert row.channels == (inner, inner, member.out_channels(number))
+        assert (row.cardinality, row.blocks) == (member.cardinality, member.blocks_per_stage[index])
+
+
+@pytest.mark.parametrize("cardinality", paper.TABLE_2)
+def test_table_2_multiplies(cardinality):
+    row = paper.TABLE_2[cardinality]
+    assert row.bottleneck_channels == cardinality * row.bottleneck_width
