@@ -33,6 +33,8 @@ def parse() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.config_file, args.opts)
+    if args.eval_only and "OUTPUT_DIR" not in args.opts:  # not into the run that trained it
+        cfg.OUTPUT_DIR = str(Path(cfg.MODEL.WEIGHTS).parent / "eval")
     start_run(cfg, new=not (args.resume or args.eval_only))
     if args.eval_only:
         trainer.evaluate_only(cfg)

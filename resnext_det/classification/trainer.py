@@ -193,6 +193,8 @@ def evaluate_only(cfg: CfgNode) -> dict:
     _check_classes(cfg.MODEL.WEIGHTS, tensors, record, val)
     model = build_classifier(cfg, len(val.classes))
     logger.info("%s: %s", cfg.MODEL.WEIGHTS, load_all(model.trunk, tensors, cfg.MODEL.WEIGHTS))
+    if not folder_of(cfg, "run.json").exists():  # the record of a training run stays
+        record_run(cfg)
     results = evaluate(cfg, model, val)
     if comm.is_main_process():
         write_json(folder_of(cfg, "results.json"), results)

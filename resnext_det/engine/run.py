@@ -103,6 +103,7 @@ def record_run(cfg: CfgNode) -> None:
     if not comm.is_main_process():
         return
     folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     write_json(
