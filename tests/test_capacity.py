@@ -81,6 +81,19 @@ def test_image_size_changes_work_not_parameters(call):
     assert "25557032" in json.dumps(first) and "25557032" in json.dumps(second)
 
 
+def test_json_holds_the_numbers_not_rounded(call):
+    (table,) = json.loads(call("--table", "4", "--json"))
+    rows = {row["model"]: row for row in table["rows"]}
+    assert rows["R200_1x64d"]["parameters"] == 64_666_152
+    single, double = (rows[name]["multiply-adds"] for name in ("R101_1x64d", "X101_64x4d"))
+    assert rows["X101_64x4d"]["x R101_1x64d"] == double / single
+    assert table["notes"] and table["title"].startswith("Table 4")
+    (table, *others) = json.loads(call("X29_8x64d", "--table", "7", "--json"))
+    assert table["rows"][-1]["parameters"] == 34_426_698
+    (cifar,) = others
+    assert cifar["rows"][0]["parameters, 10 classes"] is None  # Wide ResNet is not ours
+
+
 def test_eq_4_solved(call):
     assert re.search(
         r"\|\s+8 \|\s+14 \|\s+112 \|\s+71,456 \|", call("--cardinality", "8", "--budget", "70000")
@@ -95,6 +108,15 @@ def test_eq_4_solved(call):
         (["X51_32x4d"], "50, 101, 152"),
         (["X50_32x4d", "--image-size", "0"], "image size"),
         (["X50_32x4d", "--image-size", "ten"], "--image-size"),
+        (["X50_32x4d", "--image-size", "1e30"], "--image-size"),
+        (["X50_32x4d", "--image-size", "65537"], "65536 at most"),
+        (["X50_32x4d", "--image-size", "31"], "has a stride of 32; give 32 or more"),
+        (["X29_8x64d", "--image-size", "3"], "has a stride of 4; give 4 or more"),
+        (["X50_32x4d", "--num-classes", "0"], "number of classes: found 0"),
+        (["--num-classes", "10", "--table", "3"], "without a network"),
+        (["X50_65536x65536d_w65536"], "too large to count"),
+        (["--budget", "70000"], "--cardinality"),
+        (["--cardinality", "x", "--budget", "70000"], "--cardinality is 'x'"),
         (["--cardinality", "8"], "--budget"),
         (["--cardinality", "64", "--budget", "3"], "budget"),
         (["--image-size", "224"], "without a network"),

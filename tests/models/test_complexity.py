@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchvision
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
 from resnext_det.errors import InputError
 from resnext_det.models import Architecture, build_resnext
@@ -92,11 +92,39 @@ def test_torchvision_says_the_same(name, weights):
 def test_fvcore_counts_the_same():
     """On real tensors, which it can trace."""
     network = build_resnext(14, 4, 8, width_multiplier=0.25, num_classes=7).eval()
-    analysis = FlopCountAnalysis(network, torch.zeros(1, 3, 65, 65))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_operator = analysis.by_operator()
     found = totals(network, 65)
-    assert found.multiply_adds == by_operator["conv"] + by_operator["linear"]
+    for analysis, ours in (
+        (FlopCountAnalysis, found.multiply_adds),
+        (ActivationCountAnalysis, found.activations),
+    ):
+        peer = analysis(network, torch.zeros(1, 3, 65, 65))
+        peer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        by_operator = peer.by_operator()
+        assert ours == by_operator["conv"] + by_operator["linear"]
+
+
+def test_the_forms_of_fig_3_cost_the_same():
+    """Equal functions at equal parameters and multiply-adds; (a) writes one output a path."""
+    a, b, c = (
+        totals(build_resnext(14, 4, 8, width_multiplier=0.25, num_classes=7, form=form), 65)
+        for form in "abc"
+    )
+    assert (a.parameters, a.multiply_adds) == (c.parameters, c.multiply_adds)
+    assert b == c
+    assert a.activations > c.activations
+
+
+@pytest.mark.parametrize("others", [{"precision": "bf16"}, {"channels_last": True}])
+def test_arithmetic_and_layout_change_no_count(others):
+    numbers = {"depth": 14, "width_multiplier": 0.25, "num_classes": 7}
+    assert totals(build_resnext(**numbers, **others), 65) == totals(build_resnext(**numbers), 65)
+
+
+def test_a_trunk_without_a_head_ends_with_its_last_stage():
+    whole = count(build("X50_32x4d"), 65)
+    with torch.device("meta"):
+        assert count(build_resnext(50, out_features=["res3"]), 65) == whole[:3]
+        assert count(build_resnext(50), 65) == whole[:-1]
 
 
 @pytest.mark.parametrize("name, size", [("X50_32x4d", 224), ("X29_8x64d", 32), ("R200_1x64d", 97)])
