@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 LOSS_MARK = "loss"
+FEW_POINTS = 30  # up to so many, each is marked
 
 
 def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -31,6 +33,75 @@ def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
                 iterations.append(iteration)
                 values.append(value)
     return series
+
+
+@dataclass(frozen=True)
+class ErrorCurve:
+    """One run's errors while it trains, percent.
+
+    Args:
+        label: of the run; the last validation error is put after it.
+        validation, training: (x, errors), x ascending, in any unit that all curves share;
+            ``training`` may be empty.
+    """
+
+    label: str
+    validation: tuple[Sequence[float], Sequence[float]]
+    training: tuple[Sequence[float], Sequence[float]] = ((), ())
+
+
+def trailing_mean(
+    x: Sequence[float], values: Sequence[float], window: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(x, mean of the values in (x - window, x]), from the first whole window on.
+
+    The values are taken to be evenly spaced and to begin near x = 0; fewer values than fill a
+    window give their one mean.
+    """
+    x, sums = np.asarray(x, float), np.concatenate([[0.0], np.cumsum(values)])
+    first = np.searchsorted(x, x - window, side="right")
+    last = np.arange(1, len(x) + 1)
+    whole = np.flatnonzero(x >= window)
+    kept = whole if len(whole) else last[-1:] - 1
+    return x[kept], ((sums[last] - sums[first]) / (last - first))[kept]
+
+
+def error_curves(
+    curves: Sequence[ErrorCurve],
+    path: str | Path,
+    *,
+    xlabel: str,
+    ylabel: str = "top-1 error (%)",
+    ylim: tuple[float, float] | None = None,
+) -> None:
+    """Validation (solid) and training errors (dashed) of several runs (paper, Figs. 5 and 6).
+
+    Args:
+        ylim: percent; None: what the curves cover, to the next multiples of five.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    for number, curve in enumerate(curves):
+        colour, (x, errors) = f"C{number % 10}", curve.validation
+        marker = "o" if len(x) <= FEW_POINTS else ""
+        style = {"color": colour, "marker": marker, "markersize": 4}
+        axis.plot(x, errors, label=f"{curve.label}: validation {errors[-1]:.1f}", **style)
+        x, errors = curve.training
+        if len(x):
+            name = f"{curve.label}: training {errors[-1]:.1f}"
+            axis.plot(x, errors, label=name, color=colour, linestyle="--", linewidth=1)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.01 * axis.dataLim.x1))
+    axis.set_ylim(ylim or _whole_fives(axis))
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.legend(fontsize=9, loc="upper right")
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def _whole_fives(axis) -> tuple[float, float]:
+    values = np.concatenate([line.get_ydata() for line in axis.get_lines()])
+    low, high = 5 * np.floor(values.min() / 5 - 0.1), 5 * np.ceil(values.max() / 5 + 0.1)
+    return max(0.0, low), min(100.0, max(high, low + 5))
 
 
 def training_curves(metrics: dict[str, str | Path], path: str | Path) -> None:
@@ -136,26 +207,52 @@ def errors_with_bars(
     xlabel: str,
     ylabel: str = "test error (%)",
     log_x: bool = False,
+    printed: dict[str, Sequence[tuple[float, float, str]]] | None = None,
 ) -> None:
     """Mean errors with standard-error bars, a line a series, each point labelled (paper, Fig. 7).
 
     Args:
         series: {name: [(x, mean error, standard error, label), ...]}; a NaN bar is left out.
+        printed: {name: [(x, error, label), ...]}, numbers of another source, hollow, without lines.
     """
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, points in series.items():
-        x, means, bars, labels = zip(*points, strict=True)
-        axis.errorbar(x, means, bars, marker="o", capsize=4, label=name)
-        for place, mean, label in zip(x, means, labels, strict=True):
-            axis.annotate(label, (place, mean), textcoords="offset points", xytext=(6, 6))
+    handles = [
+        axis.errorbar(*list(zip(*points, strict=True))[:3], marker="o", capsize=4, label=name)
+        for name, points in series.items()
+    ]
+    _label_points(axis, list(series.values()))
+    labelled = {point[-1] for points in series.values() for point in points}
+    for name, points in (printed or {}).items():
+        x, errors, _ = zip(*points, strict=True)
+        handles += axis.plot(x, errors, "D", color="black", mfc="none", markersize=9, label=name)
+        _label_points(axis, [[point for point in points if point[-1] not in labelled]])
     if log_x:
         axis.set_xscale("log", base=2)
         ticks = sorted({point[0] for points in series.values() for point in points})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.margins(x=0.12, y=0.15)
+    if not log_x:
+        axis.set_xlim(0, 1.18 * axis.dataLim.x1)  # the last label is right of its point
     axis.grid(alpha=0.3)
-    if len(series) > 1:
-        axis.legend()
+    if len(handles) > 1:
+        axis.legend(handles=handles)
     figure.savefig(path, dpi=110)
+
+
+def _label_points(axis, series: Sequence[Sequence[tuple]]) -> None:
+    """The last element of each point beside it: right above, and for the first of several series,
+    which lies lowest, left below. A point of two series has one label.
+    """
+    end = axis.dataLim.x1
+    seen = set()
+    for number, points in reversed(list(enumerate(series))):
+        for x, error, *_, label in points:
+            # Near the axis there is no room to the left.
+            below = number == 0 < len(series) - 1 and x > 0.1 * end
+            place = {"ha": "right", "va": "top"} if below else {"ha": "left", "va": "bottom"}
+            offset = (-8, -4) if below else (5, 4)
+            if (x, error, label) not in seen:
+                axis.annotate(label, (x, error), offset, textcoords="offset points", **place)
+            seen.add((x, error, label))

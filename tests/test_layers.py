@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "models": {"errors"},
     "capacity": {"models", "paper", "errors"},
     "config": {"errors"},
+    "runs": {"config", "errors"},
+    "reproduction": {"config", "errors", "models", "paper", "plots", "runs"},
     "data": {"errors"},
     "weights": {"models", "errors"},
     "engine": {"compat", "errors"},

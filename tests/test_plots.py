@@ -154,3 +154,104 @@ def test_sheet(tmp_path, figures, count, columns, rows):
         assert np.array_equal(ours, given)
     titles = [axis.get_title() for axis in axes]
     assert titles == ["ground truth", "detections"][:columns] + [""] * (len(axes) - columns)
+
+
+# ---- errors of several runs ----
+
+
+def test_trailing_mean():
+    """Ten values an epoch of 100 iterations; the first whole epoch ends at 100."""
+    x = [10 * (k + 1) for k in range(25)]
+    values = [float(k) for k in range(25)]
+    at, means = plots.trailing_mean(x, values, 100)
+    assert list(at) == x[9:]
+    assert list(means) == [np.mean(values[k - 9 : k + 1]) for k in range(9, 25)]
+
+
+def test_trailing_mean_of_less_than_a_window():
+    at, means = plots.trailing_mean([20, 40], [50.0, 40.0], 100)
+    assert (list(at), list(means)) == ([40], [45])
+
+
+CURVES = [
+    plots.ErrorCurve("R50_1x64d", ([1, 2, 3], [60.0, 40.0, 23.94]), ([1, 3], [70.0, 21.5])),
+    plots.ErrorCurve("X50_32x4d", ([1, 2, 3], [58.0, 38.0, 22.2])),
+]
+
+
+def test_error_curves(tmp_path, figures):
+    path = tmp_path / "curves.png"
+    plots.error_curves(CURVES, path, xlabel="epochs")
+    assert_is_picture(path)
+    (axis,) = figures[0].axes
+    lines = axis.get_lines()
+    assert [(line.get_label(), line.get_linestyle()) for line in lines] == [
+        ("R50_1x64d: validation 23.9", "-"),
+        ("R50_1x64d: training 21.5", "--"),
+        ("X50_32x4d: validation 22.2", "-"),
+    ]
+    assert [list(line.get_ydata()) for line in lines][1:] == [[70.0, 21.5], [58.0, 38.0, 22.2]]
+    colours = [line.get_color() for line in lines]
+    assert colours[0] == colours[1] != colours[2]
+    assert axis.get_xlim()[0] == 0 and axis.get_ylim() == (20, 75)
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("epochs", "top-1 error (%)")
+
+
+@pytest.mark.parametrize(
+    "errors, given, limits",
+    [
+        ([99.9, 0.2], None, (0, 100)),
+        ([3.0, 3.0], None, (0, 5)),
+        ([90.0, 22.2], (15, 50), (15, 50)),
+    ],
+)
+def test_limits_of_errors(tmp_path, figures, errors, given, limits):
+    curve = plots.ErrorCurve("a", ([1, 2], errors))
+    plots.error_curves([curve], tmp_path / "a.png", xlabel="epochs", ylim=given)
+    assert figures[0].axes[0].get_ylim() == limits
+
+
+SERIES = {
+    "C grows": [(4.9, 5.2, 0.1, "1x64d"), (9.1, 4.4, float("nan"), "2x64d")],
+    "d grows": [(4.9, 5.2, 0.1, "1x64d"), (13.8, 4.6, 0.1, "1x128d")],
+}
+
+
+def texts(axis):
+    return sorted(text.get_text() for text in axis.texts)
+
+
+def test_errors_with_bars(tmp_path, figures):
+    path, printed = tmp_path / "bars.png", {"paper": [(9.2, 4.3, "2x64d"), (34.4, 3.65, "8x64d")]}
+    plots.errors_with_bars(SERIES, path, xlabel="parameters", printed=printed)
+    assert_is_picture(path)
+    (axis,) = figures[0].axes
+    # A point of two series, and one that both sources have, are labelled once.
+    assert texts(axis) == ["1x128d", "1x64d", "2x64d", "8x64d"]
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["C grows", "d grows", "paper"]
+    hollow = axis.get_lines()[-1]
+    assert hollow.get_markerfacecolor() == "none" and hollow.get_linestyle() == "None"
+    assert list(hollow.get_xdata()) == [9.2, 34.4] and list(hollow.get_ydata()) == [4.3, 3.65]
+    assert axis.get_xlim()[0] == 0 and axis.get_xlim()[1] > 34.4
+
+
+@pytest.mark.parametrize("others", [{}, {"d": [(5, 5.0, 0.1, "1x64d")]}], ids=["one", "two"])
+def test_labels_lie_inside_the_picture(tmp_path, figures, others):
+    series = {"C": [(5, 5.0, 0.1, "1x64d"), (68, 3.5, 0.1, "16x64d")], **others}
+    plots.errors_with_bars(series, tmp_path / "a.png", xlabel="parameters")
+    (axis,) = figures[0].axes
+    frame = axis.get_window_extent()
+    for text in axis.texts:
+        box = text.get_window_extent()
+        assert frame.x0 < box.x0 and box.x1 < frame.x1, text.get_text()
+        assert frame.y0 < box.y0 and box.y1 < frame.y1, text.get_text()
+
+
+def test_errors_against_cardinality(tmp_path, figures):
+    """One series on a logarithmic axis: a tick for every point and no legend."""
+    points = [(1, 30.0, 0.4, "1x64d"), (2, 29.0, 0.3, "2x40d"), (32, 28.0, 0.3, "32x4d")]
+    plots.errors_with_bars({"equal": points}, tmp_path / "a.png", xlabel="C", log_x=True)
+    (axis,) = figures[0].axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "32"]
+    assert axis.get_legend() is None and texts(axis) == ["1x64d", "2x40d", "32x4d"]
