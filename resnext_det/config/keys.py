@@ -60,7 +60,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.COCO_JSON = []
     # Leave boxes without area out instead of refusing the file (COCO's train2017 holds two).
     cfg.DATASETS.DROP_EMPTY_BOXES = False
-    # ImageNet-style folder for classification: ROOT/train/<class>/*, ROOT/val/<class>/*.
+    # Images for classification: ROOT/train/<class>/*, ROOT/val/<class>/*, or one of the other
+    # layouts of docs/images.md.
     cfg.DATA = CfgNode()
     cfg.DATA.ROOT = "datasets/imagenet"
     # A split as an image list (its format: data/lists.py); "" takes the split from ROOT itself.
@@ -71,6 +72,9 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # > 0: the validation list is of the first so many classes only (ImageNet-5K: 1000), and is
     # also scored among these alone (paper, Table 6: "1K-way"); 0: among all classes only.
     cfg.DATA.EVAL_CLASSES = 0
+    # True: the next readable image takes the place of a training image that cannot be read, and
+    # the log names and counts them; in validation it is an error always.
+    cfg.DATA.SKIP_UNREADABLE = False
     # Side of the square training and test crop, and of the short side before a test crop; pixels.
     cfg.DATA.CROP_SIZE = 224
     cfg.DATA.RESIZE_SIZE = 256

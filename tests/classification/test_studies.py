@@ -119,9 +119,12 @@ def test_a_failed_run_is_named_by_its_log(tool, tmp_path):
     assert "the disk is full" in log.read_text()  # the log goes on, it does not start anew
 
 
-def test_ctrl_c_ends_the_study_behind_the_runs_at_hand(tool, tmp_path):
+def test_ctrl_c_ends_the_study_behind_the_runs_at_hand(tool, tmp_path, request):
     """No other run is started, and those at hand have saved their state before it returns."""
     tool.with_name("plan.txt").write_text("interrupt")
+    # A shell that runs the suite in its background lets it ignore Ctrl-C.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, outer))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_all(tool, SETTINGS, 4, tmp_path / "out", [], jobs=1)

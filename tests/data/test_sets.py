@@ -80,7 +80,7 @@ def test_every_store_gives_the_same_items(stored, pad):
     cfg.DATA.PAD, cfg.DATA.CROP_ASPECT = pad, "uniform"
     cfg.DATA.COLOR_JITTER, cfg.DATA.LIGHTING = 0.4, 0.1
     for data, side in zip(sets.open_both(cfg), (8, 12 if pad else 8), strict=True):
-        assert type(data) is kind and list(data.classes) == ["cat", "dog"] and data.root
+        assert isinstance(data, kind) and list(data.classes) == ["cat", "dog"] and data.root
         batch = augment.collate([data[0], data[1]])
         assert batch["image"].shape == (2, 3, side, side)
         assert batch["image"].dtype == torch.float32 and batch["label"].tolist() == [0, 1]
