@@ -74,7 +74,7 @@ def describe_environment() -> dict[str, str]:
         "opencv": _version("cv2"),
         "pycocotools": _version("pycocotools"),
         "fvcore": _version("fvcore"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "cpu": f"{_cpu_count()} x {_cpu_model()}",
         "cuda": torch.version.cuda or "none",
         "gpu": _gpu_names(),
