@@ -42,7 +42,7 @@ setup(
     packages=find_packages(include=["resnext_det", "resnext_det.*"]),
     install_requires=OURS + DETECTRON2_NEEDS,
     extras_require={
-        "dev": ["pytest>=7.4", "pytest-xdist>=3.3", "ruff>=0.6"],
+        "dev": ["pytest>=7.4", "pytest-xdist>=3.3", "ruff>=0.6", "timm>=1.0"],
         "export": ["onnx>=1.16"],
     },
 )

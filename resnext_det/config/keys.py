@@ -97,6 +97,19 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATA.TEST_BATCH_SIZE = 100
 
 
+def _add_check_keys(cfg: CfgNode) -> None:
+    # What is done about a faulty data set (docs/data.md); DATASETS.DROP_EMPTY_BOXES is above.
+    # Before training every picture's header is read; True: its pixels too.
+    cfg.DATASETS.DECODE_IMAGES = False
+    # Leave images that are missing or unreadable out, with their annotations, instead of stopping.
+    cfg.DATASETS.DROP_BAD_IMAGES = False
+    # Count annotation ids that are missing or repeated anew, instead of refusing the file.
+    cfg.DATASETS.RENUMBER_ANNOTATIONS = False
+    # Pictures of more pixels are refused: a guard against files that fill the memory. The default
+    # is Pillow's own.
+    cfg.DATASETS.MAX_IMAGE_PIXELS = 178_956_970
+
+
 def _add_proposal_keys(cfg: CfgNode) -> None:
     # Proposals for the training images are made in test mode, without a limit before NMS,
     # 2000 kept (py-faster-rcnn, tools/train_faster_rcnn_alt_opt.py). A limit of 0 means none.
@@ -119,5 +132,6 @@ def get_cfg() -> CfgNode:
     _add_model_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
+    _add_check_keys(cfg)
     _add_proposal_keys(cfg)
     return cfg

@@ -1,14 +1,11 @@
 """COCO-format data sets: named by the config, checked before use, registered with Detectron2.
 
 The JSON file decides the classes: any unique integer ids, mapped to 0..K-1 in the order of
-their ids, as Detectron2 and pycocotools do.
+their ids, as Detectron2 and pycocotools do. What is checked, and what is done about it, is listed
+in docs/data.md.
 """
 
 import functools
-import json
-import logging
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +14,26 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import InputError
-
-logger = logging.getLogger(__name__)
+from . import coco_images
+from .coco_checks import Rules, Sizes, check_entries
+from .coco_files import missing_file, parse
+from .coco_paths import find_images, path_of
+from .findings import STOPS, Findings, check_command, log_notices, raise_first
 
 
 def register_coco(
-    name: str, json_file: str | Path, image_root: str | Path, *, drop_empty_boxes: bool = False
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    drop_empty_boxes: bool = False,
+    renumber_annotations: bool = False,
+    drop_bad_images: bool = False,
 ) -> None:
     """Make ``name`` known to Detectron2; reading and checking wait until it is used.
 
     Args:
-        drop_empty_boxes: see `read_coco`.
+        drop_empty_boxes, renumber_annotations, drop_bad_images: see `coco_checks.Rules`.
     """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -37,7 +43,11 @@ def register_coco(
         json_file=str(json_file),
         image_root=str(image_root),
         evaluator_type="coco",
-        drop_empty_boxes=drop_empty_boxes,
+        rules=Rules(
+            drop_empty_boxes=drop_empty_boxes,
+            renumber_annotations=renumber_annotations,
+            drop_bad_images=drop_bad_images,
+        ),
     )
 
 
@@ -45,14 +55,19 @@ def register_from_config(cfg: CfgNode) -> None:
     """Register DATASETS.COCO_JSON; called in every process, before anything is read.
 
     Detectron2's own names for COCO ("coco_2017_train", ...) keep their places on disk, but are
-    read and checked here like any other file.
+    read and checked here like any other file. Pillow's limit of pixels is set here as well.
 
     Raises:
         InputError: a name in DATASETS.TRAIN or TEST is registered nowhere.
     """
-    drop = cfg.DATASETS.DROP_EMPTY_BOXES
+    coco_images.set_pixel_limit(cfg.DATASETS.MAX_IMAGE_PIXELS)
+    rules = {
+        "drop_empty_boxes": cfg.DATASETS.DROP_EMPTY_BOXES,
+        "renumber_annotations": cfg.DATASETS.RENUMBER_ANNOTATIONS,
+        "drop_bad_images": cfg.DATASETS.DROP_BAD_IMAGES,
+    }
     for name, json_file, image_root in cfg.DATASETS.COCO_JSON:
-        register_coco(name, json_file, image_root, drop_empty_boxes=drop)
+        register_coco(name, json_file, image_root, **rules)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -62,167 +77,86 @@ def register_from_config(cfg: CfgNode) -> None:
                     "add [name, json, images] to DATASETS.COCO_JSON",
                 )
             meta = MetadataCatalog.get(name)
-            if meta.get("evaluator_type") == "coco" and "json_file" in meta.as_dict():
-                register_coco(name, meta.json_file, meta.image_root, drop_empty_boxes=drop)
+            if is_coco(name) and "json_file" in meta.as_dict():
+                register_coco(name, meta.json_file, meta.image_root, **rules)
 
 
-def read_coco(json_file: str | Path, *, drop_empty_boxes: bool = False) -> dict[str, Any]:
-    """A COCO JSON file with every entry checked; `iscrowd` and `area` filled in if missing.
+def is_coco(name: str) -> bool:
+    """Whether a registered data set is in COCO's format."""
+    return MetadataCatalog.get(name).get("evaluator_type") == "coco"
+
+
+def read_coco(
+    json_file: str | Path,
+    *,
+    image_root: str | Path | None = None,
+    drop_empty_boxes: bool = False,
+    renumber_annotations: bool = False,
+    drop_bad_images: bool = False,
+) -> dict[str, Any]:
+    """A COCO JSON file with every entry checked and what is missing filled in.
+
+    `iscrowd` (0) and `area` (width x height) are filled in, the annotation id 0 is changed, and
+    sizes of images are read from the pictures, each with a counted notice in the log.
 
     Args:
-        drop_empty_boxes: leave annotations whose box has no area out, with a counted notice,
-            instead of refusing the file.
+        image_root: the image folder; None: an image without height or width is at fault.
+        drop_empty_boxes: leave annotations out, with a counted notice, whose box has no area
+            or lies wholly outside its image, instead of refusing the file.
+        renumber_annotations, drop_bad_images: see `coco_checks.Rules`; of images, only those
+            are looked at here whose size is missing.
 
     Raises:
-        InputError: names the file, the entry and the mend for: a file that is missing, not
-            JSON or not COCO; repeated ids; an annotation of an undeclared category or
-            image; a box that is not four finite numbers or has no area.
+        InputError: names the file, the first entry at fault, the mend, and how many more
+            there are, for: a file that is missing, not JSON or not COCO; missing fields; ids
+            that are repeated or no whole numbers; an annotation of an undeclared category or
+            image; a box that is not four finite numbers or has no area inside its image.
     """
-    content = _parse(json_file)
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise InputError(json_file, f'has no list "{part}"', "give a COCO-format JSON file")
-    _check_entries(json_file, content)
-    if drop_empty_boxes:
-        _drop_empty_boxes(json_file, content)
-    _check_annotations(json_file, content)
+    rules = Rules(drop_empty_boxes, renumber_annotations, drop_bad_images)
+    content = parse(json_file)
+    findings = check_entries(json_file, content, rules, size_reader(image_root))
+    raise_first(findings, check_command(json_file, image_root))
+    log_notices(findings)
     return content
 
 
-def _parse(json_file: str | Path) -> Any:
-    try:
-        return json.loads(Path(json_file).read_bytes())
-    except FileNotFoundError as error:
-        raise _missing(json_file) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(json_file, f"cannot be read as JSON ({error})", "mend the file") from error
+def size_reader(image_root: str | Path | None):
+    """What `coco_checks.check_entries` reads missing sizes with; None without an image folder."""
+    if image_root is None:
+        return None
 
+    def read_sizes(file_names: list[str]) -> Sizes:
+        headers = coco_images.read_headers([path_of(image_root, name) for name in file_names])
+        return [None if header.error else header.size for header in headers]
 
-def _missing(json_file) -> InputError:
-    return InputError(
-        json_file,
-        "the annotation file does not exist",
-        "check DATASETS.COCO_JSON or --train-json / --val-json; COCO itself is looked for "
-        "under $DETECTRON2_DATASETS (default ./datasets)",
-    )
-
-
-def _check_entries(json_file, content: dict) -> None:
-    fields = {
-        "images": ("id", "file_name", "height", "width"),
-        "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-    }
-    for part, names in fields.items():
-        seen: set[int] = set()
-        for position, entry in enumerate(content[part]):
-            where = f"{part}[{position}]"
-            missing = [n for n in names if n not in entry] if isinstance(entry, dict) else names
-            if missing:
-                raise InputError(json_file, f"{where} has no {missing[0]}", "add it")
-            if type(entry["id"]) is not int:
-                raise InputError(
-                    json_file, f"{where} has the id {entry['id']!r}", "make it a whole number"
-                )
-            if entry["id"] in seen:
-                raise InputError(
-                    json_file,
-                    f"{where} repeats the id {entry['id']}",
-                    "give every entry an id of its own",
-                )
-            seen.add(entry["id"])
-
-
-def _drop_empty_boxes(json_file, content: dict) -> None:
-    before = content["annotations"]
-    kept = [entry for entry in before if not (_is_box(entry["bbox"]) and _is_empty(entry["bbox"]))]
-    content["annotations"] = kept
-    if len(kept) < len(before):
-        logger.info("%s: %d boxes without area left out", json_file, len(before) - len(kept))
-
-
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(type(v) in (int, float) and math.isfinite(v) for v in box)
-    )
-
-
-def _is_empty(box: list) -> bool:
-    return box[2] <= 0 or box[3] <= 0
-
-
-def _check_annotations(json_file, content: dict) -> None:
-    images = {image["id"] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    filled = 0
-    for entry in content["annotations"]:
-        where = f"annotation {entry['id']} (image {entry['image_id']})"
-        if entry["image_id"] not in images:
-            raise InputError(
-                json_file,
-                f"{where} belongs to no image of the file",
-                "add the image or remove the annotation",
-            )
-        if entry["category_id"] not in categories:
-            raise InputError(
-                json_file,
-                f"{where} has the undeclared category "
-                f"{entry['category_id']}; declared are {sorted(categories)}",
-                "declare it under categories or correct the annotation",
-            )
-        _check_box(json_file, where, entry["bbox"])
-        filled += "iscrowd" not in entry or "area" not in entry
-        entry.setdefault("iscrowd", 0)
-        entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
-    if filled:
-        logger.info(
-            "%s: iscrowd or area filled in for %d annotations (0; width x height)",
-            json_file,
-            filled,
-        )
-
-
-def _check_box(json_file, where: str, box: Any) -> None:
-    if not _is_box(box):
-        raise InputError(
-            json_file,
-            f"{where} has the bbox {box!r}",
-            "write it as four numbers [x, y, width, height] in pixels",
-        )
-    if _is_empty(box):
-        raise InputError(
-            json_file,
-            f"{where} has a box without area, {box}",
-            "remove it, correct its width and height, or set DATASETS.DROP_EMPTY_BOXES True",
-        )
-
-
-def _image_paths(name: str, json_file, image_root, images: Iterable[dict]) -> dict[int, str]:
-    """Image id to path; sub-folders and absolute names are allowed. Raises InputError."""
-    listed: dict[Path, set[str]] = {}
-    paths = {}
-    for image in images:
-        path = Path(image_root, image["file_name"])
-        if path.parent not in listed:
-            listed[path.parent] = (
-                {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-            )
-        if path.name not in listed[path.parent]:
-            raise InputError(
-                json_file,
-                f"image {image['id']} is not at {path}",
-                f"check the image folder of {name} ({image_root})",
-            )
-        paths[image["id"]] = str(path)
-    return paths
+    return read_sizes
 
 
 def read_registered(name: str) -> dict[str, Any]:
-    """The file of a registered data set, as `read_coco` gives it."""
+    """The file of a registered data set, as `read_coco` gives it, without dropped images."""
     meta = MetadataCatalog.get(name)
-    return read_coco(meta.json_file, drop_empty_boxes=meta.get("drop_empty_boxes", False))
+    rules = meta.get("rules", Rules())
+    content = read_coco(meta.json_file, image_root=meta.image_root, **vars(rules))
+    if rules.drop_bad_images:
+        if meta.get("bad_images") is None:
+            meta.bad_images = _bad_images(content, meta.image_root)
+        leave_out(content, meta.bad_images)
+    return content
+
+
+def _bad_images(content: dict[str, Any], image_root: str) -> frozenset[int]:
+    """Ids of images that are missing or whose header cannot be read."""
+    paths = find_images(Findings(""), content["images"], image_root, drop=True)
+    headers = coco_images.read_headers(list(paths.values()))
+    good = {id_ for id_, header in zip(paths, headers, strict=True) if not header.error}
+    return frozenset(image["id"] for image in content["images"] if image["id"] not in good)
+
+
+def leave_out(content: dict[str, Any], image_ids: frozenset[int] | set[int]) -> None:
+    """Take images and their annotations out of ``content``."""
+    if image_ids:
+        for part, field in (("images", "id"), ("annotations", "image_id")):
+            content[part] = [entry for entry in content[part] if entry[field] not in image_ids]
 
 
 def load_coco(name: str) -> list[dict[str, Any]]:
@@ -235,8 +169,21 @@ def load_coco(name: str) -> list[dict[str, Any]]:
     """
     meta = MetadataCatalog.get(name)
     content = read_registered(name)
-    ids = set_classes(name, content)
-    paths = _image_paths(name, meta.json_file, meta.image_root, content["images"])
+    findings = Findings(meta.json_file)
+    paths = find_images(findings, content["images"], meta.image_root)
+    raise_first(findings.all, check_command(meta.json_file, meta.image_root))
+    return records_of(content, paths, set_classes(name, content))
+
+
+def records_of(
+    content: dict[str, Any], paths: dict[int, str], ids: dict[int, int]
+) -> list[dict[str, Any]]:
+    """Checked content in Detectron2's format.
+
+    Args:
+        paths: image id to path; other images are left out.
+        ids: category id to 0..K-1.
+    """
     records = {
         image["id"]: {
             "file_name": paths[image["id"]],
@@ -246,16 +193,18 @@ def load_coco(name: str) -> list[dict[str, Any]]:
             "annotations": [],
         }
         for image in content["images"]
+        if image["id"] in paths
     }
     for entry in content["annotations"]:
-        records[entry["image_id"]]["annotations"].append(
-            {
-                "bbox": entry["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "iscrowd": entry["iscrowd"],
-                "category_id": ids[entry["category_id"]],
-            }
-        )
+        if entry["image_id"] in records:
+            records[entry["image_id"]]["annotations"].append(
+                {
+                    "bbox": entry["bbox"],
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "iscrowd": entry["iscrowd"],
+                    "category_id": ids[entry["category_id"]],
+                }
+            )
     return list(records.values())
 
 
@@ -267,14 +216,20 @@ def load(name: str) -> list[dict[str, Any]]:
     """
     json_file = MetadataCatalog.get(name).get("json_file")
     if json_file and not Path(json_file).is_file():
-        raise _missing(json_file)
+        raise missing_file(json_file)
     return DatasetCatalog.get(name)
+
+
+def contiguous_ids(content: dict[str, Any]) -> dict[int, int]:
+    """The map from the file's category ids to 0..K-1."""
+    ids = sorted(category["id"] for category in content["categories"])
+    return {category_id: index for index, category_id in enumerate(ids)}
 
 
 def set_classes(name: str, content: dict[str, Any]) -> dict[int, int]:
     """Put the file's classes into the metadata; the map from its ids to 0..K-1."""
     categories = sorted(content["categories"], key=lambda category: category["id"])
-    ids = {category["id"]: index for index, category in enumerate(categories)}
+    ids = contiguous_ids(content)
     meta = MetadataCatalog.get(name)
     for key in ("thing_classes", "thing_dataset_id_to_contiguous_id", "thing_colors"):
         meta.__dict__.pop(key, None)  # a built-in name may carry another file's classes
@@ -295,10 +250,26 @@ def check_same_classes(first: str, second: str) -> None:
     for name in (first, second):
         names, ids = class_names(name)
         lists.append(set(zip(ids, names, strict=True)))
-    if lists[0] != lists[1]:
-        raise InputError(
-            MetadataCatalog.get(second).json_file,
-            f"its categories differ from those of {MetadataCatalog.get(first).json_file}: only "
-            f"here {sorted(lists[1] - lists[0])[:5]}, only there {sorted(lists[0] - lists[1])[:5]}",
+    files = [MetadataCatalog.get(name).json_file for name in (first, second)]
+    findings = Findings(files[1])
+    compare_classes(findings, files[0], *lists)
+    raise_first(findings.all, "")
+
+
+def compare_classes(
+    findings: Findings, first_file: str, first: set[tuple[int, str]], second: set[tuple[int, str]]
+) -> None:
+    """Record where the (id, name) pairs of two files differ; ``findings`` is the second's."""
+    if first != second:
+        only_here, only_there = sorted(second - first)[:5], sorted(first - second)[:5]
+        findings.add(
+            "categories of two files differ",
+            STOPS,
+            [0],
+            lambda _: (
+                "categories",
+                f"differ from those of {first_file}: only here {only_here}, only there "
+                f"{only_there}",
+            ),
             "give both files the same categories",
         )

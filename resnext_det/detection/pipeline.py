@@ -8,6 +8,7 @@ from detectron2.utils import comm
 
 from ..config import flatten
 from ..data import coco
+from ..data.coco_sets import check_config_sets
 from ..engine.run import record_run
 from ..errors import InputError
 from ..weights import read_record
@@ -52,10 +53,7 @@ def _load_data_sets(cfg: CfgNode) -> None:
                 "name a data set there, or give "
                 f"--{'train' if key == 'TRAIN' else 'val'}-json and -images",
             )
-    first = cfg.DATASETS.TRAIN[0]
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        logger.info("%s: %d images, all entries checked", name, len(coco.load(name)))
-        coco.check_same_classes(first, name)
+    check_config_sets(cfg)
 
 
 def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
