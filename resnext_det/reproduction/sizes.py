@@ -122,8 +122,15 @@ def draw_params(args: argparse.Namespace) -> None:
         series,
         args.output,
         xlabel="parameters (millions)",
-        printed={} if args.without_paper else printed_points(num_classes),
+        printed={}
+        if args.without_paper or not in_the_papers_range(points)
+        else printed_points(num_classes),
     )
+
+
+def in_the_papers_range(points: list[Point]) -> bool:
+    """Whether a network is one of Fig. 7's; beside far smaller ones its points say nothing."""
+    return any(p.network.depth == 29 and p.network.width_multiplier == 1 for p in points)
 
 
 def printed_points(num_classes: int) -> dict[str, list[tuple[float, float, str]]]:
