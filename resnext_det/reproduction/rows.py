@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 
 from .. import paper, runs
 from ..config import architecture_arguments, load_cfg
+from ..errors import InputError
 from ..models import Architecture
 from ..runs import Record
 
@@ -104,8 +105,16 @@ class Table:
 
 @functools.cache
 def recipes() -> dict[str, CfgNode]:
-    """{path from the repository's root: config}, without the files that only hold shared facts."""
+    """{path from the repository's root: config}, without the files that only hold shared facts.
+
+    Raises:
+        InputError: there are none; the package was installed without its repository.
+    """
     found = sorted((ROOT / "configs").rglob("*.yaml"))
+    if not found:
+        raise InputError(
+            ROOT / "configs", "holds no config", "run it from a checkout of the repository"
+        )
     return {
         path.relative_to(ROOT).as_posix(): load_cfg(path)
         for path in found

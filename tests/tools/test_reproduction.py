@@ -12,6 +12,7 @@ import pytest
 from resnext_det import paper
 from resnext_det.classification.trainer import with_epochs
 from resnext_det.config import load_cfg
+from resnext_det.errors import InputError
 from resnext_det.reproduction import page, rows
 from resnext_det.runs import read_records
 
@@ -112,6 +113,22 @@ def test_rows_of_cifar_are_told_apart():
     configs = {(row.network, row.part): row.config for row in table.rows}
     assert configs["X29_16x64d", "CIFAR-100"] == "configs/cifar/X29_16x64d_cifar100.yaml"
     assert configs["X29_16x64d", "CIFAR-10"] == "configs/cifar/X29_16x64d_cifar10.yaml"
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """The package where no configs/ stands beside it, as in a wheel."""
+    monkeypatch.setattr(rows, "ROOT", tmp_path)
+    rows.recipes.cache_clear()
+    yield tmp_path
+    rows.recipes.cache_clear()
+
+
+def test_no_page_without_the_configs(installed):
+    with pytest.raises(InputError) as caught:
+        page.document([])
+    words = "holds no config; run it from a checkout of the repository"
+    assert str(caught.value) == f"{installed / 'configs'}: {words}"
 
 
 # ---- runs that fill rows ----
