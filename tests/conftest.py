@@ -1,9 +1,11 @@
 """What several test files share. Tests of outside data skip, with a reason, where it is absent."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 
 from resnext_det.data.demo import DemoSpec, write_demo
 
@@ -12,6 +14,18 @@ from resnext_det.data.demo import DemoSpec, write_demo
 def one_thread():
     """The networks here are too small for more, and test processes run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_found():
+    """A tool that runs in this process binds handlers to a stream that ends with its test."""
+    loggers = [logging.getLogger(name) for name in ("resnext_det", "detectron2", "fvcore")]
+    found = [(log, list(log.handlers), log.propagate, log.level) for log in loggers]
+    yield
+    for log, handlers, log.propagate, level in found:
+        log.handlers[:] = handlers
+        log.setLevel(level)
+    setup_logger.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,14 @@ def _add_proposal_keys(cfg: CfgNode) -> None:
     cfg.TEST.IMS_PER_BATCH = 1
 
 
+def _add_exchange_keys(cfg: CfgNode) -> None:
+    # Proposal files (docs/proposals.md) that Fast R-CNN is trained on instead of the run's own;
+    # together they hold every training image, by its id. Paths as in DATASETS.COCO_JSON.
+    cfg.PROPOSALS.FILES = ()
+    # True: nothing is stored; the run's RPN makes the same proposals while Fast R-CNN is trained.
+    cfg.PROPOSALS.ONLINE = False
+
+
 def get_cfg() -> CfgNode:
     """Detectron2's default config plus the keys of this package.
 
@@ -134,4 +142,5 @@ def get_cfg() -> CfgNode:
     _add_data_keys(cfg)
     _add_check_keys(cfg)
     _add_proposal_keys(cfg)
+    _add_exchange_keys(cfg)
     return cfg

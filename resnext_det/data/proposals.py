@@ -13,8 +13,10 @@ writing nor reading holds more than one image's proposals in memory.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,7 +24,15 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InputError
 
 FORMAT = "resnext_det proposals 1"
+BOX_MODE = "XYXY_ABS"
 ROW_BYTES = {"boxes": 16, "objectness_logits": 4}
+MAKE = "make it with train_net.py --stage proposals or tools/dump_proposals.py"
+
+
+def by_score(boxes: np.ndarray, objectness_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) and logits (N,) in the order in which they are stored, equals as they came."""
+    order = np.argsort(-objectness_logits, kind="stable")
+    return boxes[order], objectness_logits[order]
 
 
 class ProposalWriter:
@@ -46,13 +56,11 @@ class ProposalWriter:
 
     def add(self, image_id: int, boxes: np.ndarray, objectness_logits: np.ndarray) -> None:
         """``boxes`` (N, 4) XYXY in original pixels, ``objectness_logits`` (N,); any order."""
-        order = np.argsort(-objectness_logits, kind="stable")
-        self.files["boxes"].write(np.ascontiguousarray(boxes[order], "<f4").tobytes())
-        self.files["objectness_logits"].write(
-            np.ascontiguousarray(objectness_logits[order], "<f4").tobytes()
-        )
+        boxes, logits = by_score(boxes, objectness_logits)
+        self.files["boxes"].write(np.ascontiguousarray(boxes, "<f4").tobytes())
+        self.files["objectness_logits"].write(np.ascontiguousarray(logits, "<f4").tobytes())
         self.ids.append(int(image_id))
-        self.counts.append(len(order))
+        self.counts.append(len(logits))
 
     def close(self) -> None:
         for file in self.files.values():
@@ -86,15 +94,46 @@ def join_parts(
             "give every image of the data set an id of its own",
         )
     offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype("<i8")
-    aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "wb") as out:
+    with written_aside(path) as out:
         _write_header(out, ids, offsets, {"source": source, **(made_with or {})})
         out.write(ids[order].astype("<i8").tobytes())
         out.write(offsets.tobytes())
         for name, size in ROW_BYTES.items():
             _copy_rows(out, folder, name, size, order, part_of, starts, counts)
-    os.replace(aside, path)
     shutil.rmtree(folder)
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[BinaryIO]:
+    """A file beside ``path`` to write to, which takes its place when all went well."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as out:
+            yield out
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_proposals(
+    path: str | Path, proposals: Iterable[tuple[int, np.ndarray, np.ndarray]], source: str
+) -> None:
+    """One process's proposals into one file: (image id, boxes, logits) as for `ProposalWriter`.
+
+    Raises:
+        InputError: an image id appears twice; then, as with any other error, nothing is left.
+    """
+    writer = ProposalWriter(path)
+    try:
+        for image_id, boxes, logits in proposals:
+            writer.add(image_id, boxes, logits)
+        writer.close()
+        join_parts(path, 1, source)
+    except BaseException:
+        writer.close()
+        shutil.rmtree(writer.folder, ignore_errors=True)
+        raise
 
 
 def _write_header(out, ids: np.ndarray, offsets: np.ndarray, said: dict[str, str]) -> None:
@@ -106,7 +145,7 @@ def _write_header(out, ids: np.ndarray, offsets: np.ndarray, said: dict[str, str
         "boxes": ("F32", [rows, 4], 16 * rows),
         "objectness_logits": ("F32", [rows], 4 * rows),
     }
-    header: dict = {"__metadata__": {**said, "format": FORMAT, "bbox_mode": "XYXY_ABS"}}
+    header: dict = {"__metadata__": {**said, "format": FORMAT, "bbox_mode": BOX_MODE}}
     start = 0
     for name, (dtype, shape, size) in shapes.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
@@ -141,7 +180,7 @@ class ProposalFile:
             raise InputError(
                 self.path,
                 "the proposal file does not exist",
-                "make it with train_net.py --stage proposals",
+                MAKE,
             )
         try:
             self._file = safe_open(self.path, framework="np")
@@ -154,26 +193,36 @@ class ProposalFile:
             raise InputError(
                 self.path,
                 f"is not a whole proposal file ({error})",
-                "make it again with train_net.py --stage proposals",
+                f"{MAKE}; a pickle of Detectron's: dump_proposals.py --from",
             ) from error
         self._check(ids)
         self._row = {int(image_id): i for i, image_id in enumerate(ids)}
 
     def _check(self, ids: np.ndarray) -> None:
         rows = self._boxes.get_shape()
-        good = (
-            self._offsets.shape == (len(ids) + 1,)
-            and self._offsets[0] == 0
-            and (np.diff(self._offsets) >= 0).all()
-            and rows == [int(self._offsets[-1]), 4]
+        offsets = self._offsets
+        fits = (
+            offsets.shape == (len(ids) + 1,)
+            and offsets[0] == 0
+            and (np.diff(offsets) >= 0).all()
+            and rows == [int(offsets[-1]), 4]
             and self._logits.get_shape() == rows[:1]
         )
-        if not good:
-            raise InputError(
-                self.path,
-                "its offsets do not fit its boxes",
-                "make it again with train_net.py --stage proposals",
-            )
+        said = {"format": FORMAT, "bbox_mode": BOX_MODE, **self.metadata}
+        kinds = [str(ids.dtype), str(offsets.dtype), *self._row_types()]
+        faults = {
+            "its offsets do not fit its boxes": not fits,
+            f"its format is {said['format']!r:.60}, not {FORMAT!r}": said["format"] != FORMAT,
+            f"its bbox_mode is {said['bbox_mode']!r:.40}": said["bbox_mode"] != BOX_MODE,
+            f"its fields are of types {kinds}": kinds != ["int64", "int64", "F32", "F32"],
+            "an image id appears twice in it": len(np.unique(ids)) != len(ids),
+        }
+        for found, is_so in faults.items():
+            if is_so:
+                raise InputError(self.path, found, f"write it as docs/proposals.md says, or {MAKE}")
+
+    def _row_types(self) -> list[str]:
+        return [self._boxes.get_dtype(), self._logits.get_dtype()]
 
     def __getstate__(self) -> dict:
         return {"path": self.path}
@@ -193,13 +242,68 @@ class ProposalFile:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         return self._boxes[rows], self._logits[rows]
 
+    @property
+    def image_ids(self) -> list[int]:
+        """All ids in the file, in its order."""
+        return list(self._row)
+
+    def __contains__(self, image_id: int) -> bool:
+        return image_id in self._row
+
     def check_covers(self, image_ids: Sequence[int]) -> None:
         """Raises InputError where an image of the data set has no proposals in the file."""
-        missing = [i for i in image_ids if i not in self._row]
-        if missing:
-            raise InputError(
-                self.path,
-                f"holds {len(self)} images, but not {len(missing)} of the "
-                f"data set's {len(image_ids)} (for instance image {missing[0]})",
-                "make it again for this data set with --stage proposals",
-            )
+        check_covers(self, self.path, image_ids)
+
+
+class ProposalFiles:
+    """Several files as one, each for images of its own (for instance one for each data set).
+
+    Raises:
+        InputError: as `ProposalFile`; also an image that two of the files hold.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self.files = [ProposalFile(path) for path in paths]
+        self.path = ", ".join(file.path for file in self.files)
+        self._file: dict[int, int] = {}
+        for number, file in enumerate(self.files):
+            for image_id in file.image_ids:
+                if image_id in self._file:
+                    raise InputError(
+                        file.path,
+                        f"holds image {image_id}, which {self.files[self._file[image_id]].path} "
+                        "holds too",
+                        "name files for different images",
+                    )
+                self._file[image_id] = number
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __contains__(self, image_id: int) -> bool:
+        return image_id in self._file
+
+    def __getitem__(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `ProposalFile`."""
+        return self.files[self._file[int(image_id)]][image_id]
+
+    def check_covers(self, image_ids: Sequence[int]) -> None:
+        """As `ProposalFile`."""
+        check_covers(self, self.path, image_ids)
+
+
+def open_proposals(paths: Sequence[str | Path]) -> ProposalFile | ProposalFiles:
+    """One file, or several as one. Raises InputError as they do."""
+    return ProposalFile(paths[0]) if len(paths) == 1 else ProposalFiles(paths)
+
+
+def check_covers(stored: ProposalFile | ProposalFiles, path: str, image_ids: Sequence[int]) -> None:
+    """Raises InputError, naming ``path``, where an image has no proposals in ``stored``."""
+    missing = [i for i in image_ids if i not in stored]
+    if missing:
+        raise InputError(
+            path,
+            f"holds {len(stored)} images, but not {len(missing)} of the "
+            f"data set's {len(image_ids)} (for instance image {missing[0]})",
+            "make it again for this data set (--stage proposals, or tools/dump_proposals.py)",
+        )

@@ -20,6 +20,11 @@ from .loaders import build_test_loader
 logger = logging.getLogger(__name__)
 
 RECALL_AT = (100, 300, 1000)
+RECALLS = {  # figure -> (Detectron2's name of the areas, proposals an image)
+    f"AR{suffix}@{limit}": (area, limit)
+    for suffix, area in (("", "all"), ("s", "small"), ("m", "medium"), ("l", "large"))
+    for limit in RECALL_AT
+}
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
@@ -70,44 +75,85 @@ def _no_proposal() -> Instances:
 
 
 class RecallEvaluator(DatasetEvaluator):
-    """AR@100, @300, @1000 of the proposals: recall averaged over IoU 0.5:0.95, percent."""
+    """Average recall of the proposals: over IoU 0.5:0.95, percent, NaN where there is no object.
+
+    AR@100, @300 and @1000 over all objects, then ARs@100 and so on over COCO's small, medium and
+    large ones. Figures are Detectron2's; of an image only its objects' best IoUs are kept.
+    """
 
     def __init__(self, name: str):
         self.coco = coco_api(name)
 
     def reset(self) -> None:
-        self.predictions: list[dict] = []
+        self.overlaps: dict[str, list[torch.Tensor]] = {key: [] for key in RECALLS}
 
     def process(self, inputs, outputs) -> None:
         for x, output in zip(inputs, outputs, strict=True):
             found = output.get("proposals", ())
             kept = found.to("cpu") if len(found) else _no_proposal()
-            self.predictions.append({"image_id": x["image_id"], "proposals": kept})
+            for key, overlaps in self._overlaps(x["image_id"], kept).items():
+                self.overlaps[key].append(overlaps)
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        gathered = comm.gather(self.predictions)
-        if not comm.is_main_process():
-            return {}
-        predictions = [p for share in gathered for p in share]
+    def _overlaps(self, image_id: int, proposals: Instances) -> dict[str, torch.Tensor]:
+        """For each figure the best IoU of every object that it counts, float32 (objects,)."""
+        done: dict[tuple[str, int], torch.Tensor] = {}  # 300 and 1000 of 200 are the same
+        for area, limit in RECALLS.values():
+            case = area, min(limit, len(proposals))
+            if case not in done:
+                stats = _evaluate_box_proposals(
+                    [{"image_id": image_id, "proposals": proposals}],
+                    self.coco,
+                    thresholds=torch.zeros(1),  # not used
+                    area=area,
+                    limit=limit,
+                )
+                done[case] = stats["gt_overlaps"]
         return {
-            "proposals": {f"AR@{limit}": self._recall(predictions, limit) for limit in RECALL_AT}
+            key: done[area, min(limit, len(proposals))] for key, (area, limit) in RECALLS.items()
         }
 
-    def _recall(self, predictions: list[dict], limit: int) -> float:
-        if not predictions:
-            return 0.0
-        stats = _evaluate_box_proposals(
-            predictions, self.coco, limit=limit, thresholds=torch.tensor(IOU_THRESHOLDS).float()
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        own = {key: torch.cat([torch.zeros(0), *parts]) for key, parts in self.overlaps.items()}
+        gathered = comm.gather(own)
+        if not comm.is_main_process():
+            return {}
+        return {
+            "proposals": {
+                key: _average_recall(torch.cat([share[key] for share in gathered]))
+                for key in RECALLS
+            }
+        }
+
+
+def _average_recall(overlaps: torch.Tensor) -> float:
+    """Percent, from every object's best IoU (N,); NaN without objects."""
+    if not len(overlaps):
+        return float("nan")
+    thresholds = torch.tensor(IOU_THRESHOLDS).float()
+    recalls = [(overlaps >= t).float().sum() / float(len(overlaps)) for t in thresholds]
+    return 100 * float(torch.stack(recalls).mean())
+
+
+def recall_lines(recall: dict[str, float]) -> list[str]:
+    """`RecallEvaluator`'s figures for people, a line for each kind of object."""
+    kinds = {"": "", "s": "small objects: ", "m": "medium: ", "l": "large: "}
+    return [
+        kind
+        + ", ".join(
+            f"AR{suffix}@{limit} " + (f"{value:.1f}" if value == value else "no objects")
+            for limit in RECALL_AT
+            for value in [recall[f"AR{suffix}@{limit}"]]
         )
-        return 100 * float(stats["ar"])
+        for suffix, kind in kinds.items()
+    ]
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, float]]:
     """Score a joined detector on one data set; percent.
 
     Returns:
-        {"bbox": {"AP", "AP50", .., "AP-<class>"}, "proposals": {"AR@100", ..}} on the main
-        process, {} elsewhere. Precision-recall curves are left in inference/<name>/.
+        {"bbox": {"AP", "AP50", .., "AP-<class>"}, "proposals": {"AR@100", .., "ARs@100", ..}} on
+        the main process, {} elsewhere. Precision-recall curves are left in inference/<name>/.
     """
     folder = Path(cfg.OUTPUT_DIR, "inference", name)
     boxes = BoxEvaluator(name, str(folder), cfg.TEST.DETECTIONS_PER_IMAGE)
@@ -120,15 +166,16 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
     curves.unlink(missing_ok=True)  # of an earlier evaluation
     if boxes.precision is not None:
         np.save(curves, boxes.precision)
-    box, recall = results["bbox"], results["proposals"]
+    box, (recall, *of_sizes) = results["bbox"], recall_lines(results["proposals"])
     logger.info(
         "%s: AP %.1f, AP50 %.1f (%d detections an image at most); %s",
         name,
         box["AP"],
         box["AP50"],
         cfg.TEST.DETECTIONS_PER_IMAGE,
-        ", ".join(f"{k} {v:.1f}" for k, v in recall.items()),
+        recall,
     )
+    logger.info("%s: %s", name, "; ".join(of_sizes))
     return dict(results)
 
 

@@ -64,7 +64,8 @@ def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
         only: "rpn", "proposals", "fast_rcnn" or "eval"; what it needs must be there.
     """
     prepare(cfg)
-    wanted = stages.STAGES if only is None else (only,)
+    wanted = stages.stages_of(cfg) if only is None else (only,)
+    stages.check_sources(cfg, wanted)
     if not resume:
         for stage in wanted:
             stages.check_unused(cfg, stage)
@@ -98,7 +99,7 @@ def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
 
 def _require_earlier(cfg: CfgNode, stage: str) -> None:
     """Raises InputError where the file of an earlier stage is missing."""
-    for earlier in stages.NEEDS[stage]:
+    for earlier in stages.needs(cfg, stage):
         path = stages.stage_file(cfg, earlier)
         if not path.exists():
             raise InputError(

@@ -2,11 +2,14 @@
 
 Each stage leaves one file in OUTPUT_DIR that says it is finished, written last:
 rpn/model_final.safetensors, proposals/train.safetensors, fast_rcnn/model_final.safetensors,
-model_final.safetensors (the joined detector) and results.json.
+model_final.safetensors (the joined detector) and results.json. With PROPOSALS.FILES or
+PROPOSALS.ONLINE there is no stage of proposals.
 """
 
 import functools
+import json
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -15,7 +18,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config import cfg_from_text, flatten, stage_cfg
-from ..data.proposals import ProposalFile
+from ..data.proposals import ProposalFile, open_proposals
 from ..engine.batch import follow_batch
 from ..engine.run import write_json
 from ..engine.seeding import seed_all
@@ -23,7 +26,6 @@ from ..engine.trainer import Trainer
 from ..errors import InputError
 from ..weights import (
     fingerprint,
-    load_all,
     load_weights,
     read_record,
     read_weights,
@@ -31,20 +33,15 @@ from ..weights import (
 )
 from .detector import load_detector, record_of
 from .evaluation import evaluate
-from .loaders import build_train_loader
-from .proposals import dump_proposals, proposal_cfg
+from .loaders import build_train_loader, load_records
+from .online import OnlineLoader
+from .proposals import build_rpn, dump_proposals, limits_of, proposal_cfg
 
 logger = logging.getLogger(__name__)
 
 FINAL = "model_final.safetensors"
 STAGES = ("rpn", "proposals", "fast_rcnn", "eval")
-# What each stage reads from the others. Proposals may also come from elsewhere.
-NEEDS = {
-    "rpn": (),
-    "proposals": ("rpn",),
-    "fast_rcnn": ("proposals",),
-    "eval": ("rpn", "fast_rcnn"),
-}
+ONLINE_RECORD = "proposals.json"  # in fast_rcnn/: of which RPN PROPOSALS.ONLINE made them
 # Keys that change where and how fast a stage runs or what is measured, but not what it trains.
 FREE_KEYS = (
     "OUTPUT_DIR",
@@ -78,6 +75,58 @@ def stage_file(cfg: CfgNode, stage: str) -> Path:
     return Path(cfg.OUTPUT_DIR, names[stage])
 
 
+def proposal_source(cfg: CfgNode) -> str:
+    """Where Fast R-CNN's proposals come from: "stage" (proposals/), "files" or "online".
+
+    Raises:
+        InputError: PROPOSALS.FILES and PROPOSALS.ONLINE are both set.
+    """
+    if cfg.PROPOSALS.FILES and cfg.PROPOSALS.ONLINE:
+        raise InputError(
+            "config",
+            f"PROPOSALS.ONLINE is True and PROPOSALS.FILES names {len(cfg.PROPOSALS.FILES)}",
+            "set one of them",
+        )
+    if cfg.PROPOSALS.ONLINE:
+        return "online"
+    return "files" if cfg.PROPOSALS.FILES else "stage"
+
+
+def stages_of(cfg: CfgNode) -> tuple[str, ...]:
+    """The stages of a whole run, in their order."""
+    stored = proposal_source(cfg) == "stage"
+    return tuple(stage for stage in STAGES if stored or stage != "proposals")
+
+
+def needs(cfg: CfgNode, stage: str) -> tuple[str, ...]:
+    """The stages whose files a stage reads. Proposals may also come from elsewhere."""
+    proposals = {"stage": ("proposals",), "files": (), "online": ("rpn",)}[proposal_source(cfg)]
+    return {
+        "rpn": (),
+        "proposals": ("rpn",),
+        "fast_rcnn": proposals,
+        "eval": ("rpn", "fast_rcnn"),
+    }[stage]
+
+
+def check_sources(cfg: CfgNode, stages: tuple[str, ...]) -> None:
+    """Check PROPOSALS.* before hours are spent on the RPN.
+
+    Raises:
+        InputError: keys that exclude each other or the stage asked for, or files of
+            PROPOSALS.FILES that are missing, damaged or lack a training image.
+    """
+    source = proposal_source(cfg)
+    if source != "stage" and "proposals" in stages:
+        key = {"files": "PROPOSALS.FILES", "online": "PROPOSALS.ONLINE"}[source]
+        raise InputError(
+            "config", f"{key} is set, so that stage proposals is not used", f"leave {key} away"
+        )
+    if source == "files" and "fast_rcnn" in stages and not stage_file(cfg, "fast_rcnn").exists():
+        stored = open_proposals(cfg.PROPOSALS.FILES)
+        stored.check_covers([record["image_id"] for record in load_records(cfg)])
+
+
 def network_cfg(cfg: CfgNode, stage: str) -> CfgNode:
     """The config of one network's training, in a folder of its own below OUTPUT_DIR."""
     own = stage_cfg(cfg, stage)
@@ -104,12 +153,14 @@ def check_unchanged(cfg: CfgNode, stage: str) -> None:
                 f"was trained with {key} {then.get(key)!r}, the config now says {value!r}",
                 f"choose another OUTPUT_DIR, or remove {folders} to train again",
             )
+    if stage == "fast_rcnn" and cfg.PROPOSALS.ONLINE:
+        _check_online(cfg)
 
 
 def _proposals_made_with(cfg: CfgNode) -> dict[str, str]:
-    """What stored proposals depend on; the RPN by the sum of its weights, where it is there."""
+    """What proposals depend on; the RPN by the sum of its weights, where it is there."""
     rpn = stage_file(cfg, "rpn")
-    made_with = {f"PROPOSALS.{key}": str(value) for key, value in cfg.PROPOSALS.items()}
+    made_with = limits_of(cfg)
     if rpn.exists():
         made_with["rpn_sha256"] = fingerprint(read_weights(rpn)[0])
     return made_with
@@ -121,14 +172,25 @@ def check_proposals(cfg: CfgNode) -> None:
     A file of the user's own says nothing of them and is taken as it is.
     """
     path = stage_file(cfg, "proposals")
-    then = ProposalFile(path).metadata
+    folders = f"{path.parent} and {stage_file(cfg, 'fast_rcnn').parent}"
+    _check_made_with(cfg, path, ProposalFile(path).metadata, folders)
+
+
+def _check_made_with(cfg: CfgNode, path: Path, then: dict[str, str], folders: str) -> None:
     for key, value in _proposals_made_with(cfg).items():
         if then.get(key, value) != value:
             raise InputError(
                 path,
                 f"was made with {key} {then[key]}, which now is {value}",
-                f"remove {path.parent} and {stage_file(cfg, 'fast_rcnn').parent} to redo them",
+                f"remove {folders} to redo them",
             )
+
+
+def _check_online(cfg: CfgNode) -> None:
+    """Raises InputError where Fast R-CNN was, or was begun to be, trained beside another RPN."""
+    path = stage_file(cfg, "fast_rcnn").parent / ONLINE_RECORD
+    if path.exists():
+        _check_made_with(cfg, path, json.loads(path.read_text()), str(path.parent))
 
 
 def check_unused(cfg: CfgNode, stage: str) -> None:
@@ -159,7 +221,7 @@ def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
 
     Args:
         cfg: the whole run's config.
-        stage: "rpn" or "fast_rcnn"; the latter reads the proposal file.
+        stage: "rpn" or "fast_rcnn"; the latter takes its proposals from `proposal_source`.
     """
     own = network_cfg(cfg, stage)
     logger.info(
@@ -170,9 +232,8 @@ def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
         own.SOLVER.BASE_LR,
         list(own.SOLVER.STEPS),
     )
-    stored = ProposalFile(stage_file(cfg, "proposals")) if stage == "fast_rcnn" else None
+    loader = _loader(cfg, own, stage)
     model = _initial_model(own, stage)
-    loader = functools.partial(build_train_loader, own, proposals=stored)
     Trainer(own, model, loader).fit(resume)
     if comm.is_main_process():
         save_weights(
@@ -181,13 +242,34 @@ def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
     comm.synchronize()
 
 
-def make_proposals(cfg: CfgNode) -> None:
-    """The trained RPN's boxes for all training images."""
+def _loader(cfg: CfgNode, own: CfgNode, stage: str) -> Callable[[int], Iterable]:
+    """For `Trainer`: from the iteration to begin at to the batches."""
+    if stage == "rpn":
+        return functools.partial(build_train_loader, own)
+    source = proposal_source(cfg)
+    if source == "online":
+        rpn, rpn_cfg = _trained_rpn(cfg)
+        _check_online(cfg)
+        if comm.is_main_process():
+            write_json(Path(own.OUTPUT_DIR, ONLINE_RECORD), _proposals_made_with(cfg))
+        return functools.partial(OnlineLoader, own, rpn=rpn, rpn_cfg=rpn_cfg)
+    stored = open_proposals(
+        cfg.PROPOSALS.FILES if source == "files" else [stage_file(cfg, "proposals")]
+    )
+    logger.info("proposals: %s", stored.path)
+    return functools.partial(build_train_loader, own, proposals=stored)
+
+
+def _trained_rpn(cfg: CfgNode) -> tuple[nn.Module, CfgNode]:
+    """The run's RPN in evaluation mode, and its config, for making training proposals."""
     path = stage_file(cfg, "rpn")
     own = proposal_cfg(network_cfg(cfg, "rpn"))
-    model = build_model(own)
-    tensors, _ = read_weights(path)
-    load_all(model, tensors, path)
+    return build_rpn(own, read_weights(path)[0], path), own
+
+
+def make_proposals(cfg: CfgNode) -> None:
+    """The trained RPN's boxes for all training images."""
+    model, own = _trained_rpn(cfg)
     dump_proposals(
         own,
         model,
@@ -195,6 +277,7 @@ def make_proposals(cfg: CfgNode) -> None:
         stage_file(cfg, "proposals"),
         _proposals_made_with(cfg),
     )
+    logger.info("proposals: %s", stage_file(cfg, "proposals"))
 
 
 def join(cfg: CfgNode) -> None:

@@ -10,7 +10,14 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from resnext_det.data.proposals import ProposalFile, ProposalWriter, join_parts
+from resnext_det.data.proposals import (
+    ProposalFile,
+    ProposalFiles,
+    ProposalWriter,
+    join_parts,
+    open_proposals,
+    write_proposals,
+)
 from resnext_det.errors import InputError
 
 COUNTS = {40: 3, 2: 5, 700: 0, 11: 1, 5: 4, 0: 0, 12: 2}
@@ -138,6 +145,37 @@ def test_logits_that_do_not_fit_the_boxes(path):
     refuse(path, "offsets")
 
 
+def fields(**others):
+    return {
+        "image_ids": np.array([3, 8]),
+        "offsets": np.array([0, 2, 4]),
+        "boxes": np.zeros((4, 4), np.float32),
+        "objectness_logits": np.zeros(4, np.float32),
+        **others,
+    }
+
+
+def test_a_file_by_any_safetensors_writer(path):
+    """The four fields are enough."""
+    save_file(fields(), path)
+    assert ProposalFile(path).image_ids == [3, 8]
+
+
+@pytest.mark.parametrize(
+    "others, metadata, word",
+    [
+        ({}, {"bbox_mode": "XYWH_ABS"}, "bbox_mode is 'XYWH_ABS'"),
+        ({}, {"format": "resnext_det proposals 9"}, "'resnext_det proposals 9'"),
+        ({"boxes": np.zeros((4, 4))}, {}, "types ['int64', 'int64', 'F64', 'F32']"),
+        ({"image_ids": np.array([3, 3])}, {}, "an image id appears twice"),
+    ],
+    ids=["box mode", "format", "type", "ids"],
+)
+def test_another_meaning_is_refused(path, others, metadata, word):
+    save_file(fields(**others), path, metadata=metadata)
+    refuse(path, word)
+
+
 def test_image_that_is_not_covered(path):
     stored = ProposalFile(path)
     stored.check_covers([700, 2])
@@ -146,6 +184,48 @@ def test_image_that_is_not_covered(path):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "2 of the data set's 4" in message
     assert "image 3" in message
+
+
+@pytest.fixture
+def two(tmp_path):
+    """The same proposals, dealt out to two files."""
+    images = list(COUNTS)
+    return [write(tmp_path / f"{n}.safetensors", images[n::2]) for n in (0, 1)]
+
+
+def test_several_files_are_one(path, two):
+    one, both = open_proposals([path]), open_proposals(two)
+    assert len(one) == len(both) == len(COUNTS)
+    for image_id in COUNTS:
+        for ours, theirs in zip(both[image_id], one[image_id], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    both.check_covers(list(COUNTS))
+    with pytest.raises(InputError) as caught:
+        both.check_covers([2, 3])
+    assert str(caught.value).startswith(f"{two[0]}, {two[1]}: ") and "image 3" in str(caught.value)
+    copied = pickle.loads(pickle.dumps(both))
+    np.testing.assert_array_equal(copied[5][0], one[5][0])
+
+
+def test_an_image_in_two_files(path, two):
+    with pytest.raises(InputError) as caught:
+        ProposalFiles([two[0], path])
+    message = str(caught.value)
+    assert message.startswith(f"{path}: holds image ") and str(two[0]) in message
+
+
+@pytest.mark.parametrize("cause", ["an id twice", "the source breaks off"])
+def test_nothing_is_left_of_a_file_that_failed(tmp_path, cause):
+    def given():
+        yield 2, *proposals(2, 5)
+        if cause == "an id twice":
+            yield 2, *proposals(2, 5)
+        else:
+            raise InputError("source", "ends", "copy it again")
+
+    with pytest.raises(InputError):
+        write_proposals(tmp_path / "made.safetensors", given(), "some set")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -11,12 +11,19 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import nn
 
 from resnext_det.config import get_cfg
 from resnext_det.data.coco import register_coco
-from resnext_det.detection.evaluation import BoxEvaluator, RecallEvaluator, evaluate
+from resnext_det.detection.evaluation import (
+    RECALLS,
+    BoxEvaluator,
+    RecallEvaluator,
+    evaluate,
+    recall_lines,
+)
 from resnext_det.engine.run import write_json
 from resnext_det.errors import InputError
 
@@ -134,8 +141,11 @@ def test_nothing_found_scores_0(name, tmp_path, caplog):
 
 def test_perfect_proposals_have_recall_100(name):
     results = run(RecallEvaluator(name), name, perfect)["proposals"]
-    assert list(results) == ["AR@100", "AR@300", "AR@1000"]
-    assert list(results.values()) == pytest.approx([100] * 3, abs=1e-3)
+    limits = (100, 300, 1000)
+    assert list(results) == [
+        f"AR{size}@{limit}" for size in ("", "s", "m", "l") for limit in limits
+    ]
+    assert list(results.values()) == pytest.approx([100] * 12, abs=1e-3)
 
 
 def test_recall_counts_the_first_by_score(demo):
@@ -150,7 +160,49 @@ def test_recall_counts_the_first_by_score(demo):
         return {"proposals": both}
 
     results = run(RecallEvaluator(demo), demo, late)["proposals"]
-    assert list(results.values()) == pytest.approx([0, 100, 100], abs=1e-3)
+    assert list(results.values()) == pytest.approx([0, 100, 100] * 4, abs=1e-3)
+
+
+def noisy(record):
+    """Every object moved and stretched a little, with junk; 200 boxes, unsorted."""
+    rng = np.random.default_rng(record["image_id"])
+    truth = truth_of(record)[0].numpy()
+    side = np.linalg.norm(truth[:, 2:] - truth[:, :2], axis=1, keepdims=True)
+    moved = truth + rng.normal(size=truth.shape) * 0.08 * side
+    corners = rng.uniform(0, 200, (200 - len(moved), 2))
+    boxes = np.concatenate([moved, np.concatenate([corners, corners + 30], 1)])
+    boxes = torch.tensor(boxes, dtype=torch.float32)
+    logits = torch.tensor(rng.normal(size=200), dtype=torch.float32)
+    size = record["height"], record["width"]
+    return {"proposals": Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=logits)}
+
+
+def test_every_figure_is_detectron2s(name):
+    """Which takes all images at once; here they are taken one by one."""
+    evaluator = RecallEvaluator(name)
+    found = run(evaluator, name, noisy)["proposals"]
+    predictions = [
+        {"image_id": record["image_id"], **noisy(record)} for record in DatasetCatalog.get(name)
+    ]
+    for key, (area, limit) in RECALLS.items():
+        theirs = _evaluate_box_proposals(predictions, evaluator.coco, area=area, limit=limit)
+        assert found[key] == pytest.approx(100 * float(theirs["ar"]), abs=1e-4), key
+        assert 5 < found[key] < 95 or "s@" in key
+    assert found["AR@100"] < found["AR@300"] == found["AR@1000"]
+
+
+def test_no_object_of_a_size(demo_set, tmp_path):
+    """Said in words, and null in results.json, never 0."""
+    content = json.loads((demo_set / "annotations" / "val.json").read_text())
+    content["annotations"] = [e for e in content["annotations"] if e["area"] > 96**2][:3]
+    (tmp_path / "large.json").write_text(json.dumps(content))
+    register_coco("evaluation_large", tmp_path / "large.json", demo_set / "val")
+    DatasetCatalog.get("evaluation_large")
+    found = run(RecallEvaluator("evaluation_large"), "evaluation_large", perfect)["proposals"]
+    assert np.isnan(found["ARs@100"]) and found["ARl@100"] == pytest.approx(100, abs=1e-3)
+    everything, small, *_ = recall_lines(found)
+    assert everything == "AR@100 100.0, AR@300 100.0, AR@1000 100.0"
+    assert small == "small objects: ARs@100 no objects, ARs@300 no objects, ARs@1000 no objects"
 
 
 def test_no_proposals_have_recall_0(demo):

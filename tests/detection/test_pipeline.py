@@ -141,7 +141,7 @@ def test_results_have_the_papers_figures(whole):
     ap = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
     assert set(results) == {"bbox", "proposals"}
     assert set(results["bbox"]) == ap | {f"AP-{name}" for name in CLASSES}
-    assert list(results["proposals"]) == ["AR@100", "AR@300", "AR@1000"]
+    assert list(results["proposals"])[:3] == ["AR@100", "AR@300", "AR@1000"]
     assert results["proposals"]["AR@1000"] > 0  # or two runs would be equal for nothing
 
 
