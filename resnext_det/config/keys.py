@@ -41,6 +41,12 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # The batch that BASE_LR, MAX_ITER, STEPS and WARMUP_ITERS are meant for; with another
     # IMS_PER_BATCH they follow by the linear rule (engine/batch.py). 0: they are taken as they are.
     cfg.SOLVER.REFERENCE_BATCH = 0
+    # Evaluations (every TEST.EVAL_PERIOD iterations) in a row without a better figure, after which
+    # a stage's training ends; 0: it never ends early.
+    cfg.SOLVER.EARLY_STOP = 0
+    # What a stage hands on: the weights after its "last" iteration, or its "best" ones by AP
+    # (Fast R-CNN) or AR@1000 (RPN) on DATASETS.TEST, which then takes part in the training.
+    cfg.SOLVER.FINAL_WEIGHTS = "last"
     # How many of the newest checkpoints stay on disk in each stage's folder.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
     # Each network has its own solver (paper, Appendix B). IMS_PER_BATCH is over all processes.

@@ -1,13 +1,25 @@
 """What both trainers need at each step and Detectron2's hooks lack."""
 
+import logging
+import math
 import signal
+from collections.abc import Sequence
 from types import FrameType
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..errors import Interrupted
+from .losses import LossLog
 from .seeding import seed_all
+
+logger = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("error", "loss")
+
+
+class StoppedEarly(BaseException):
+    """Training ends, as it was asked to, before its last iteration."""
 
 
 class SeedEachStep(HookBase):
@@ -21,6 +33,77 @@ class SeedEachStep(HookBase):
         seed_all(self.seed, 1, comm.get_rank(), self.trainer.iter)
 
 
+class LogLosses(HookBase):
+    """Flushes a `LossLog` before anything is written, saved or scored.
+
+    Args:
+        periods: iterations; 0 is left out.
+    """
+
+    def __init__(self, losses: LossLog, periods: Sequence[int]):
+        self.losses, self.periods = losses, [period for period in periods if period > 0]
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+            self.losses.flush()
+
+
+class KeepBest(HookBase):
+    """Saves model_best.pth at each evaluation that is better than all before; may end the run.
+
+    Unlike Detectron2's ``BestCheckpointer`` it goes on with the same best after a resume. Stands
+    behind the evaluation hook.
+
+    Args:
+        metric: as the evaluation hook stores it, for instance "bbox/AP".
+        patience: evaluations in a row without a better figure that end training; 0: never.
+    """
+
+    def __init__(self, checkpointer, period: int, metric: str, patience: int = 0):
+        self.checkpointer, self.period = checkpointer, period
+        self.metric, self.patience = metric, patience
+        self.sign = -1 if metric.endswith(LOWER_IS_BETTER) else 1
+        self.best: float | None = None
+        self.iteration, self.behind = -1, 0
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period == 0 and done != self.trainer.max_iter:
+            self._look()
+            if self.patience and self.behind >= self.patience:
+                raise StoppedEarly(
+                    f"stopped at iteration {done}: {self.metric} was not better than {self.best:g} "
+                    f"(iteration {self.iteration + 1}) in {self.behind} evaluations "
+                    "(SOLVER.EARLY_STOP)"
+                )
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._look()
+
+    def _look(self) -> None:
+        """All processes judge the main one's figure, so that they stop together."""
+        value = comm.all_gather(self.trainer.storage.latest().get(self.metric, (math.nan,))[0])[0]
+        if not math.isfinite(value):
+            logger.warning("%s is no number: no best weights are kept of it", self.metric)
+            self.behind += 1
+        elif self.best is None or self.sign * value > self.sign * self.best:
+            self.best, self.iteration, self.behind = value, self.trainer.iter, 0
+            logger.info("best %s so far: %.2f, kept in model_best.pth", self.metric, value)
+            if comm.is_main_process():
+                self.checkpointer.save("model_best", iteration=self.trainer.iter)
+        else:
+            self.behind += 1
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "iteration": self.iteration, "behind": self.behind}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.iteration = state["best"], state["iteration"]
+        self.behind = state["behind"]
+
+
 class StopOnSignal(HookBase):
     """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint; twice ends now."""
 
@@ -28,8 +111,8 @@ class StopOnSignal(HookBase):
     # Several processes must agree to stop; asking each other at every step would cost time.
     AGREE_EVERY = 10
 
-    def __init__(self, checkpointer):
-        self.checkpointer = checkpointer
+    def __init__(self, checkpointer, losses: LossLog):
+        self.checkpointer, self.losses = checkpointer, losses
         self.received: int | None = None
         self.previous: dict[int, object] = {}
 
@@ -47,6 +130,7 @@ class StopOnSignal(HookBase):
             return
         if not any(comm.all_gather(self.received is not None)):
             return
+        self.losses.flush()  # weights that a loss has spoiled are not saved
         iteration = self.trainer.iter
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         raise Interrupted(

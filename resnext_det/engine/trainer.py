@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,12 +15,18 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import InputError
 from .checkpoint import RunCheckpointer
-from .hooks import SeedEachStep, StopOnSignal
+from .hooks import KeepBest, LogLosses, SeedEachStep, StopOnSignal, StoppedEarly
+from .losses import LossLog, images_of
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
+# Detectron2 logs a traceback of whatever ends the loop; what a user gave is told in one line.
+logging.getLogger("detectron2.engine.train_loop").addFilter(
+    lambda record: not (record.exc_info and isinstance(record.exc_info[1], InputError))
+)
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -43,6 +48,8 @@ class Trainer(SimpleTrainer):
             an iteration takes SOLVER.ACCUMULATE batches.
         evaluate: called every ``eval_period`` iterations (0: never) and at the end; returns
             metrics.
+        best: the metric by which model_best.pth is kept, as "bbox/AP"; "" keeps none. A name
+            that ends in "error" or "loss" is better when lower.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Trainer(SimpleTrainer):
         *,
         evaluate: Callable[[], dict] | None = None,
         eval_period: int = 0,
+        best: str = "",
     ):
         model = distribute(model)
         optimizer = build_optimizer(cfg, model)
@@ -64,15 +72,24 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(device, enabled=cfg.MODEL.PRECISION == "fp16")
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter, self.parts = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE
+        self.losses = LossLog(cfg.OUTPUT_DIR)
+        self.best = None
+        if best and eval_period:
+            self.best = KeepBest(self.checkpointer, eval_period, best, cfg.SOLVER.EARLY_STOP)
         self.register_hooks(self._hooks_from(cfg, evaluate, eval_period))
 
     def _hooks_from(self, cfg, evaluate, eval_period) -> list[HookBase | None]:
         main = comm.is_main_process()
+        periods = [LOG_PERIOD, cfg.SOLVER.CHECKPOINT_PERIOD, eval_period]
+        if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() == 1:
+            periods = [1]  # nothing waits for anything there
         return [
             SeedEachStep(cfg.SEED),
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer=self.optimizer, scheduler=self.scheduler),
+            LogLosses(self.losses, periods),
             hooks.EvalHook(eval_period, evaluate) if evaluate else None,
+            self.best,
             hooks.PeriodicCheckpointer(
                 self.checkpointer,
                 cfg.SOLVER.CHECKPOINT_PERIOD,
@@ -83,7 +100,7 @@ class Trainer(SimpleTrainer):
             hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=LOG_PERIOD)
             if main
             else None,
-            StopOnSignal(self.checkpointer),
+            StopOnSignal(self.checkpointer, self.losses),
         ]
 
     def resume(self) -> int:
@@ -103,20 +120,19 @@ class Trainer(SimpleTrainer):
 
     def run_step(self) -> None:
         """One update; with SOLVER.ACCUMULATE > 1 from the mean gradient of several batches."""
-        if self.parts == 1 and not self.scaler.is_enabled():
-            super().run_step()
-            return
         self.optimizer.zero_grad()
-        waited, sums = 0.0, Counter()
+        waited, sums, images = 0.0, {}, []
         for part in range(self.parts):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             waited += time.perf_counter() - start
+            images += images_of(batch)
             with self._sync_only(part == self.parts - 1):
                 losses = {k: v / self.parts for k, v in self.model(batch).items()}
                 self.scaler.scale(sum(losses.values())).backward()
-            sums.update({name: loss.detach() for name, loss in losses.items()})
-        self._write_metrics(sums, waited)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+        self.losses.add(self.iter, sums, waited, images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -140,6 +156,8 @@ class Trainer(SimpleTrainer):
         self.data_loader = self.build_loader(start * self.parts)
         try:
             self.train(start, self.max_iter)
+        except StoppedEarly as stop:
+            logger.info("%s", stop)
         finally:
             # Ends the data workers; left to the garbage collector, each one takes five seconds.
             self.data_loader = self._data_loader_iter_obj = None

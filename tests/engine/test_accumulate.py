@@ -132,12 +132,6 @@ def test_a_run_may_be_resumed_with_other_parts(whole, tmp_path):
     assert_same(network, whole[0], atol=1e-12)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(F, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
-    with pytest.raises(FloatingPointError):
-        run(tmp_path, parts=2)
-
-
 def one_of_two(args):
     network, _ = run(args.folder / "run", parts=2)
     torch.save(network.state_dict(), args.folder / f"{comm.get_rank()}.pth")
