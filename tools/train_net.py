@@ -10,7 +10,7 @@ import argparse
 from detectron2.config import CfgNode
 
 from resnext_det.config import load_cfg, override
-from resnext_det.detection import pipeline, stages
+from resnext_det.detection import pipeline, stage_files
 from resnext_det.engine.launch import add_launch_arguments, launch
 from resnext_det.engine.run import start_run
 from resnext_det.errors import InputError, exit_cleanly
@@ -22,7 +22,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default="", help="YAML, see configs/")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
-    parser.add_argument("--stage", choices=stages.STAGES, help="run this stage only")
+    parser.add_argument("--stage", choices=stage_files.STAGES, help="run this stage only")
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-json", help=f"COCO-format annotations ({split})")

@@ -5,12 +5,13 @@
 
 from .keys import IMAGENET_MEAN, IMAGENET_STD, get_cfg
 from .reading import cfg_from_text, check_cfg, load_cfg, override
-from .views import NETWORKS, architecture_arguments, flatten, stage_cfg, trunk_arguments
+from .views import NETWORKS, TRAINED, architecture_arguments, flatten, stage_cfg, trunk_arguments
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "NETWORKS",
+    "TRAINED",
     "architecture_arguments",
     "cfg_from_text",
     "check_cfg",

@@ -50,7 +50,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # How many of the newest checkpoints stay on disk in each stage's folder.
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 2
     # Each network has its own solver (paper, Appendix B). IMS_PER_BATCH is over all processes.
-    for stage, ims, lr in (("RPN", 16, 0.02), ("FAST_RCNN", 8, 0.005)):
+    # JOINT is for MODEL.META_ARCHITECTURE "SharedRCNN", whose two networks are trained as one.
+    for stage, ims, lr in (("RPN", 16, 0.02), ("FAST_RCNN", 8, 0.005), ("JOINT", 16, 0.02)):
         node = CfgNode()
         node.IMS_PER_BATCH = ims
         node.REFERENCE_BATCH = 0
@@ -126,6 +127,8 @@ def _add_proposal_keys(cfg: CfgNode) -> None:
     cfg.TEST.PROPOSALS_TOPK = 1000
     # Images a process evaluates at once; they are padded to the largest of the batch.
     cfg.TEST.IMS_PER_BATCH = 1
+    # True: with TEST.EVAL_PERIOD, the losses on DATASETS.TEST as well, in the training's own terms.
+    cfg.TEST.VALIDATION_LOSS = False
 
 
 def _add_exchange_keys(cfg: CfgNode) -> None:

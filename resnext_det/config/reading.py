@@ -166,6 +166,15 @@ def check_cfg(cfg: CfgNode, source: str) -> None:
                 f"DATASETS.COCO_JSON holds {entry!r}",
                 "write each entry as [name, json file, image folder]",
             )
+    _check_choice(source, "SOLVER.FINAL_WEIGHTS", cfg.SOLVER.FINAL_WEIGHTS, ("last", "best"))
+    wants_figures = cfg.SOLVER.EARLY_STOP > 0 or cfg.SOLVER.FINAL_WEIGHTS == "best"
+    if wants_figures and cfg.TEST.EVAL_PERIOD < 1:
+        raise InputError(
+            source,
+            "SOLVER.EARLY_STOP and SOLVER.FINAL_WEIGHTS best need evaluations, and "
+            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}",
+            "set TEST.EVAL_PERIOD to the iterations between two evaluations",
+        )
     for key, value in flatten(cfg.SOLVER, "SOLVER.").items():
         if key.endswith(("IMS_PER_BATCH", "MAX_ITER", "ACCUMULATE")) and value < 1:
             raise InputError(source, f"{key} is {value}", "set it to 1 or more")

@@ -5,6 +5,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 NETWORKS = ("rpn", "fast_rcnn")
+TRAINED = (*NETWORKS, "joint")  # "joint": both heads on one trunk
 
 
 def architecture_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -48,10 +49,10 @@ def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
     """The config of one network: ``SOLVER.RPN`` or ``SOLVER.FAST_RCNN`` put into ``SOLVER``.
 
     Args:
-        stage: "rpn" (a Detectron2 ``ProposalNetwork``) or "fast_rcnn" (a Detectron2
-            ``GeneralizedRCNN`` on stored proposals).
+        stage: "rpn" (a Detectron2 ``ProposalNetwork``), "fast_rcnn" (a Detectron2
+            ``GeneralizedRCNN`` on stored proposals) or "joint" (``detection.SharedRCNN``).
     """
-    assert stage in NETWORKS, stage
+    assert stage in TRAINED, stage
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in cfg.SOLVER[stage.upper()].items():
@@ -59,6 +60,10 @@ def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
     if stage == "rpn":
         cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
         cfg.MODEL.LOAD_PROPOSALS = False
+    elif stage == "joint":
+        cfg.MODEL.LOAD_PROPOSALS = False
+        if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "NonSharedRPN":  # which makes no boxes in training
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
     else:
         cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
         cfg.MODEL.LOAD_PROPOSALS = True

@@ -6,13 +6,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..config import flatten
+from ..config import TRAINED, flatten
 from ..data import coco
 from ..data.coco_sets import check_config_sets
 from ..engine.run import record_run
 from ..errors import InputError
 from ..weights import read_record
-from . import report, stages
+from . import report, stage_files, stages
 from .detector import check_classes, require_detector, stored_cfg
 from .weights_setup import apply_record
 
@@ -64,11 +64,11 @@ def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
         only: "rpn", "proposals", "fast_rcnn" or "eval"; what it needs must be there.
     """
     prepare(cfg)
-    wanted = stages.stages_of(cfg) if only is None else (only,)
-    stages.check_sources(cfg, wanted)
+    wanted = stage_files.stages_of(cfg) if only is None else (only,)
+    stage_files.check_sources(cfg, wanted)
     if not resume:
         for stage in wanted:
-            stages.check_unused(cfg, stage)
+            stage_files.check_unused(cfg, stage)
     if only is not None and not (resume and _is_finished(cfg, only)):
         _require_earlier(cfg, only)
     record_run(cfg)
@@ -78,18 +78,18 @@ def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
 
 
 def _is_finished(cfg: CfgNode, stage: str) -> bool:
-    return stage != "eval" and stages.stage_file(cfg, stage).exists()
+    return stage != "eval" and stage_files.stage_file(cfg, stage).exists()
 
 
 def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
     if resume and _is_finished(cfg, stage):
         if stage == "proposals":
-            stages.check_proposals(cfg)
+            stage_files.check_proposals(cfg)
         else:
-            stages.check_unchanged(cfg, stage)
-        logger.info("stage %s is finished: %s", stage, stages.stage_file(cfg, stage))
+            stage_files.check_unchanged(cfg, stage)
+        logger.info("stage %s is finished: %s", stage, stage_files.stage_file(cfg, stage))
         return
-    if stage in ("rpn", "fast_rcnn"):
+    if stage in TRAINED:
         stages.train_network(cfg, stage, resume)
     elif stage == "proposals":
         stages.make_proposals(cfg)
@@ -99,8 +99,8 @@ def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
 
 def _require_earlier(cfg: CfgNode, stage: str) -> None:
     """Raises InputError where the file of an earlier stage is missing."""
-    for earlier in stages.needs(cfg, stage):
-        path = stages.stage_file(cfg, earlier)
+    for earlier in stage_files.needs(cfg, stage):
+        path = stage_files.stage_file(cfg, earlier)
         if not path.exists():
             raise InputError(
                 path,
@@ -114,7 +114,7 @@ def finish(cfg: CfgNode) -> None:
     if comm.is_main_process():
         stages.join(cfg)
     comm.synchronize()
-    evaluate(cfg, stages.stage_file(cfg, "join"))
+    evaluate(cfg, stage_files.stage_file(cfg, "join"))
 
 
 def evaluate(cfg: CfgNode, weights: str | Path) -> dict:

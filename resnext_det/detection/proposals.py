@@ -58,6 +58,12 @@ def read_rpn(path: str | Path) -> dict[str, torch.Tensor]:
     if record.kind == "rpn":
         return tensors
     own = {name: value for name, value in tensors.items() if name.startswith("rpn.")}
+    if not own:
+        raise InputError(
+            path,
+            "holds a detector with shared features, which has no RPN of its own",
+            "give the weights of a run with MODEL.META_ARCHITECTURE NonSharedRCNN",
+        )
     return {name.removeprefix("rpn."): value for name, value in own.items()}
 
 

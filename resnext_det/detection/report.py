@@ -38,6 +38,7 @@ def _draw_curves(cfg: CfgNode, folder: Path) -> None:
     metrics = {
         "RPN": Path(cfg.OUTPUT_DIR, "rpn", "metrics.json"),
         "Fast R-CNN": Path(cfg.OUTPUT_DIR, "fast_rcnn", "metrics.json"),
+        "RPN and Fast R-CNN": Path(cfg.OUTPUT_DIR, "joint", "metrics.json"),
     }
     found = {stage: path for stage, path in metrics.items() if path.exists()}
     if found:

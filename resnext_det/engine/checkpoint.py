@@ -43,6 +43,11 @@ class RunCheckpointer(DetectionCheckpointer):
         os.replace(aside, path)
 
     def _load_file(self, filename: str) -> dict:
+        return self.read(filename)
+
+    @staticmethod
+    def read(filename: str | Path) -> dict:
+        """A checkpoint's content. Raises InputError where it is not whole."""
         try:
             return torch.load(filename, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:

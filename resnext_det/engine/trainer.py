@@ -97,7 +97,11 @@ class Trainer(SimpleTrainer):
             )
             if main
             else None,
-            hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=LOG_PERIOD)
+            # Of several evaluations between two lines of metrics.json only the last would be kept.
+            hooks.PeriodicWriter(
+                default_writers(cfg.OUTPUT_DIR, self.max_iter),
+                period=min(LOG_PERIOD, eval_period or LOG_PERIOD),
+            )
             if main
             else None,
             StopOnSignal(self.checkpointer, self.losses),
@@ -148,6 +152,13 @@ class Trainer(SimpleTrainer):
         """Processes exchange gradients once an update, after the last batch."""
         several = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if several and not last else contextlib.nullcontext()
+
+    def load_best(self) -> None:
+        """The weights of model_best.pth; those at hand stay where no evaluation gave a figure."""
+        path = Path(self.cfg.OUTPUT_DIR, "model_best.pth")
+        if path.exists():
+            self.checkpointer.model.load_state_dict(self.checkpointer.read(path)["model"])
+            logger.info("weights taken from %s", path)
 
     def fit(self, resume: bool) -> None:
         """Train to ``SOLVER.MAX_ITER``, from the newest checkpoint if ``resume``."""

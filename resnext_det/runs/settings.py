@@ -41,7 +41,8 @@ def settings_of(cfg: CfgNode) -> dict[str, Any]:
     leaves = flatten(cfg)
     if task_of(cfg) == "classification":
         kept = {key for key in leaves if _is_one_of(key, _CLASSIFICATION)}
-        kept -= {key for key in leaves if _is_one_of(key, ("SOLVER.RPN.*", "SOLVER.FAST_RCNN.*"))}
+        others = ("SOLVER.RPN.*", "SOLVER.FAST_RCNN.*", "SOLVER.JOINT.*")
+        kept -= {key for key in leaves if _is_one_of(key, others)}
         if cfg.SOLVER.MAX_EPOCHS > 0:  # both follow from the epochs and the number of images
             kept -= {"SOLVER.MAX_ITER", "SOLVER.STEPS"}
     else:

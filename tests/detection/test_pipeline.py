@@ -5,85 +5,32 @@ RPN, stored proposals, Fast R-CNN, joining, scores: at a size that trains in sec
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
+from tiny import ITERATIONS, make_cfg, write_start_weights
 
-from resnext_det.config import load_cfg, trunk_arguments
 from resnext_det.data.proposals import ProposalFile, ProposalWriter, join_parts
-from resnext_det.detection import pipeline, stages
+from resnext_det.detection import pipeline, stage_files, stages
 from resnext_det.detection.detector import load_detector
 from resnext_det.detection.loaders import build_test_loader, build_train_loader
 from resnext_det.detection.proposals import proposal_cfg
 from resnext_det.engine.trainer import Trainer
 from resnext_det.errors import InputError
-from resnext_det.models import build_resnext
-from resnext_det.weights import WeightsRecord, load_all, read_record, read_weights, save_weights
+from resnext_det.weights import load_all, read_record, read_weights, save_weights
 
-CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "detection.yaml"
-ITERATIONS = {"rpn": 5, "fast_rcnn": 6}
 CLASSES = ["mug", "leaf", "star", "ring", "cube", "cross"]
 STAGE_FILES = (
     "rpn/model_final.safetensors",
     "proposals/train.safetensors",
     "fast_rcnn/model_final.safetensors",
 )
-TINY = {
-    "MODEL.PRECISION": "fp32",
-    "MODEL.RESNETS.NUM_GROUPS": 4,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.WIDTH_MULTIPLIER": 0.125,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
-    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
-    "INPUT.MIN_SIZE_TRAIN": "(96,)",
-    "INPUT.MIN_SIZE_TEST": 96,
-    "PROPOSALS.POST_NMS_TOPK": 60,
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.WARMUP_ITERS": 1,
-    "SOLVER.CHECKPOINT_PERIOD": 2,
-    "SOLVER.RPN.MAX_ITER": ITERATIONS["rpn"],
-    "SOLVER.RPN.IMS_PER_BATCH": 2,
-    "SOLVER.FAST_RCNN.MAX_ITER": ITERATIONS["fast_rcnn"],
-    "SOLVER.FAST_RCNN.IMS_PER_BATCH": 2,
-}
-
-
 @pytest.fixture(scope="module")
 def start_weights(tmp_path_factory):
-    """What the classification step would have left."""
-    arguments = trunk_arguments(make_cfg(None, None, None))
-    del arguments["norm"]
-    torch.manual_seed(0)
-    trunk = build_resnext(**arguments, num_classes=4)
-    path = tmp_path_factory.mktemp("classification") / "model_final.safetensors"
-    record = WeightsRecord(
-        kind="classification",
-        architecture=trunk.architecture.as_dict(),
-        pixel_format="RGB",
-        pixel_mean=[120.0, 110.0, 100.0],  # others than the config's, to be taken from here
-        pixel_std=[58.0, 57.0, 56.0],
-        class_names=list("abcd"),
-    )
-    save_weights(path, trunk.state_dict(), record)
-    return path
-
-
-def make_cfg(data, folder, weights, **others):
-    values = {
-        "DATASETS.COCO_JSON": [
-            [f"demo_{split}", f"{data}/annotations/{split}.json", f"{data}/{split}"]
-            for split in ("train", "val")
-        ],
-        "MODEL.WEIGHTS": weights or "",
-        "OUTPUT_DIR": folder or "",
-        **TINY,
-        **others,
-    }
-    return load_cfg(CONFIG, [str(word) for pair in values.items() for word in pair])
+    return write_start_weights(tmp_path_factory.mktemp("classification"))
 
 
 @pytest.fixture
@@ -165,7 +112,7 @@ def test_both_trunks_start_from_the_classification_weights(cfg_for, start_weight
     pipeline.prepare(cfg)
     given, _ = read_weights(start_weights)
     for stage in ("rpn", "fast_rcnn"):
-        state = stages._initial_model(stages.network_cfg(cfg, stage), stage).state_dict()
+        state = stages._initial_model(stage_files.network_cfg(cfg, stage), stage).state_dict()
         for name in ("stem.conv1.weight", "res4.0.conv2.weight"):
             assert torch.equal(state[f"backbone.{name}"], given[name])
     assert torch.equal(state["roi_heads.res5.0.conv2.weight"], given["res5.0.conv2.weight"])
@@ -286,7 +233,7 @@ def test_missing_weights_that_the_config_allows(cfg_for, start_weights, tmp_path
     for given, refused in (({"MODEL.WEIGHTS": path}, True), (allowed, False)):
         cfg = cfg_for(tmp_path / "run", **given)
         pipeline.prepare(cfg)
-        own = stages.network_cfg(cfg, "rpn")
+        own = stage_files.network_cfg(cfg, "rpn")
         if refused:
             refusal(lambda own=own: stages._initial_model(own, "rpn"), "res4.0.conv2.weight")
         else:
@@ -356,7 +303,7 @@ def test_killed_in_the_middle_and_resumed(cfg_for, copied, whole, monkeypatch, s
 
 def test_stages_one_by_one_give_the_same(cfg_for, whole, tmp_path):
     """``--stage`` four times is the one command, to the last bit of results.json."""
-    for stage in stages.STAGES:
+    for stage in stage_files.stages_of(cfg_for(tmp_path / "parts")):
         pipeline.run(cfg_for(tmp_path / "parts"), resume=False, only=stage)
     for name in (STAGE_FILES[1], "results.json"):
         assert (tmp_path / "parts" / name).read_bytes() == (whole / name).read_bytes()
@@ -454,7 +401,7 @@ def test_damaged_image_is_named(
 
 
 def rpn_of(cfg, whole):
-    own = proposal_cfg(stages.network_cfg(cfg, "rpn"))
+    own = proposal_cfg(stage_files.network_cfg(cfg, "rpn"))
     model = build_model(own)
     load_all(model, read_weights(whole / STAGE_FILES[0])[0], "rpn")
     return own, model.eval()
@@ -485,7 +432,7 @@ def test_proposals_reach_fast_rcnn_in_the_resized_frame(cfg_for, whole):
     pipeline.prepare(cfg)
     _, model = rpn_of(cfg, whole)
     loader = build_train_loader(
-        stages.network_cfg(cfg, "fast_rcnn"), 0, ProposalFile(whole / STAGE_FILES[1])
+        stage_files.network_cfg(cfg, "fast_rcnn"), 0, ProposalFile(whole / STAGE_FILES[1])
     )
     for x, _ in zip(next(iter(loader)), range(2), strict=True):
         with torch.no_grad():

@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from resnext_det.config import load_cfg
 from resnext_det.data import coco
 from resnext_det.data.proposals import ProposalFile, write_proposals
-from resnext_det.detection import pipeline, report, stages
+from resnext_det.detection import pipeline, report, stage_files, stages
 from resnext_det.detection.loaders import build_train_loader
 from resnext_det.detection.online import OnlineLoader
 from resnext_det.detection.proposal_exchange import convert, read_pickled
@@ -121,7 +121,7 @@ def assert_same_weights(first, second):
 
 
 def online_loader(cfg, start=0):
-    own = stages.network_cfg(cfg, "fast_rcnn")
+    own = stage_files.network_cfg(cfg, "fast_rcnn")
     rpn, rpn_cfg = stages._trained_rpn(cfg)
     return OnlineLoader(own, start, rpn=rpn, rpn_cfg=rpn_cfg)
 
@@ -132,7 +132,7 @@ def test_online_equals_stored(cfg_for, whole, workers):
     cfg = cfg_for(whole, **{"DATALOADER.NUM_WORKERS": workers})
     pipeline.prepare(cfg)
     stored = build_train_loader(
-        stages.network_cfg(cfg, "fast_rcnn"), 0, ProposalFile(whole / STORED)
+        stage_files.network_cfg(cfg, "fast_rcnn"), 0, ProposalFile(whole / STORED)
     )
     flips, sizes = 0, set()
     batches = online_loader(cfg), stored, online_loader(cfg).loader
@@ -181,10 +181,10 @@ def test_online_beside_another_rpn(cfg_for, begun, whole, change):
     tensors, record = read_weights(begun / FAST)
     pipeline.prepare(cfg)
     record = stages.record_of(
-        stages.network_cfg(cfg, "fast_rcnn"), "fast_rcnn", cfg.DATASETS.TRAIN[0]
+        stage_files.network_cfg(cfg, "fast_rcnn"), "fast_rcnn", cfg.DATASETS.TRAIN[0]
     )
     save_weights(begun / FAST, tensors, record)
-    made_with = stages._proposals_made_with(cfg)
+    made_with = stage_files.proposals_made_with(cfg)
     key = "rpn_sha256" if change == "rpn" else "PROPOSALS.PRE_NMS_TOPK"
     path = begun / "fast_rcnn" / "proposals.json"
     path.write_text(json.dumps({**made_with, key: "before"}))
