@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 
 from ..errors import InputError
 from . import coco_images
-from .coco_checks import Rules, Sizes, check_entries
+from .coco_checks import STRICT, Rules, Sizes, check_entries, rules_of
 from .coco_files import missing_file, parse
 from .coco_paths import find_images, path_of
 from .findings import STOPS, Findings, check_command, log_notices, raise_first
@@ -25,15 +25,12 @@ def register_coco(
     name: str,
     json_file: str | Path,
     image_root: str | Path,
-    *,
-    drop_empty_boxes: bool = False,
-    renumber_annotations: bool = False,
-    drop_bad_images: bool = False,
+    rules: Rules = STRICT,
 ) -> None:
     """Make ``name`` known to Detectron2; reading and checking wait until it is used.
 
     Args:
-        drop_empty_boxes, renumber_annotations, drop_bad_images: see `coco_checks.Rules`.
+        rules: see `coco_checks.Rules`.
     """
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -43,11 +40,7 @@ def register_coco(
         json_file=str(json_file),
         image_root=str(image_root),
         evaluator_type="coco",
-        rules=Rules(
-            drop_empty_boxes=drop_empty_boxes,
-            renumber_annotations=renumber_annotations,
-            drop_bad_images=drop_bad_images,
-        ),
+        rules=rules,
     )
 
 
@@ -61,13 +54,9 @@ def register_from_config(cfg: CfgNode) -> None:
         InputError: a name in DATASETS.TRAIN or TEST is registered nowhere.
     """
     coco_images.set_pixel_limit(cfg.DATASETS.MAX_IMAGE_PIXELS)
-    rules = {
-        "drop_empty_boxes": cfg.DATASETS.DROP_EMPTY_BOXES,
-        "renumber_annotations": cfg.DATASETS.RENUMBER_ANNOTATIONS,
-        "drop_bad_images": cfg.DATASETS.DROP_BAD_IMAGES,
-    }
+    rules = rules_of(cfg)
     for name, json_file, image_root in cfg.DATASETS.COCO_JSON:
-        register_coco(name, json_file, image_root, **rules)
+        register_coco(name, json_file, image_root, rules)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -78,7 +67,7 @@ def register_from_config(cfg: CfgNode) -> None:
                 )
             meta = MetadataCatalog.get(name)
             if is_coco(name) and "json_file" in meta.as_dict():
-                register_coco(name, meta.json_file, meta.image_root, **rules)
+                register_coco(name, meta.json_file, meta.image_root, rules)
 
 
 def is_coco(name: str) -> bool:
@@ -88,11 +77,9 @@ def is_coco(name: str) -> bool:
 
 def read_coco(
     json_file: str | Path,
+    rules: Rules = STRICT,
     *,
     image_root: str | Path | None = None,
-    drop_empty_boxes: bool = False,
-    renumber_annotations: bool = False,
-    drop_bad_images: bool = False,
 ) -> dict[str, Any]:
     """A COCO JSON file with every entry checked and what is missing filled in.
 
@@ -100,11 +87,9 @@ def read_coco(
     sizes of images are read from the pictures, each with a counted notice in the log.
 
     Args:
+        rules: what is left out or renumbered, with a counted notice, instead of refusing the
+            file; of images, only those are looked at here whose size is missing.
         image_root: the image folder; None: an image without height or width is at fault.
-        drop_empty_boxes: leave annotations out, with a counted notice, whose box has no area
-            or lies wholly outside its image, instead of refusing the file.
-        renumber_annotations, drop_bad_images: see `coco_checks.Rules`; of images, only those
-            are looked at here whose size is missing.
 
     Raises:
         InputError: names the file, the first entry at fault, the mend, and how many more
@@ -112,7 +97,6 @@ def read_coco(
             that are repeated or no whole numbers; an annotation of an undeclared category or
             image; a box that is not four finite numbers or has no area inside its image.
     """
-    rules = Rules(drop_empty_boxes, renumber_annotations, drop_bad_images)
     content = parse(json_file)
     findings = check_entries(json_file, content, rules, size_reader(image_root))
     raise_first(findings, check_command(json_file, image_root))
@@ -135,8 +119,8 @@ def size_reader(image_root: str | Path | None):
 def read_registered(name: str) -> dict[str, Any]:
     """The file of a registered data set, as `read_coco` gives it, without dropped images."""
     meta = MetadataCatalog.get(name)
-    rules = meta.get("rules", Rules())
-    content = read_coco(meta.json_file, image_root=meta.image_root, **vars(rules))
+    rules = meta.get("rules", STRICT)
+    content = read_coco(meta.json_file, rules, image_root=meta.image_root)
     if rules.drop_bad_images:
         if meta.get("bad_images") is None:
             meta.bad_images = _bad_images(content, meta.image_root)
@@ -172,18 +156,24 @@ def load_coco(name: str) -> list[dict[str, Any]]:
     findings = Findings(meta.json_file)
     paths = find_images(findings, content["images"], meta.image_root)
     raise_first(findings.all, check_command(meta.json_file, meta.image_root))
-    return records_of(content, paths, set_classes(name, content))
+    rules = meta.get("rules", STRICT)
+    return records_of(content, paths, set_classes(name, content), with_masks=bool(rules.masks))
 
 
 def records_of(
-    content: dict[str, Any], paths: dict[int, str], ids: dict[int, int]
+    content: dict[str, Any],
+    paths: dict[int, str],
+    ids: dict[int, int],
+    with_masks: bool = False,
 ) -> list[dict[str, Any]]:
     """Checked content in Detectron2's format.
 
     Args:
         paths: image id to path; other images are left out.
         ids: category id to 0..K-1.
+        with_masks: keep the segmentations too.
     """
+    kept = ("segmentation",) if with_masks else ()
     records = {
         image["id"]: {
             "file_name": paths[image["id"]],
@@ -203,6 +193,7 @@ def records_of(
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "iscrowd": entry["iscrowd"],
                     "category_id": ids[entry["category_id"]],
+                    **{field: entry[field] for field in kept},
                 }
             )
     return list(records.values())

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 
-from . import coco_boxes, coco_ids
+from . import coco_boxes, coco_ids, coco_masks
 from .coco_files import PARTS, Part
 from .findings import DROPPED, MENDED, STOPS, Finding, Findings
 
@@ -30,11 +31,27 @@ class Rules:
         renumber_annotations: where annotation ids are missing, repeated or no whole numbers,
             count them 1..N instead of refusing. Results never hold annotation ids.
         drop_bad_images: leave out images that are missing or cannot be read.
+        masks: INPUT.MASK_FORMAT where MODEL.MASK_ON is set: every object needs a segmentation;
+            "": segmentations are neither looked at nor kept.
     """
 
     drop_empty_boxes: bool = False
     renumber_annotations: bool = False
     drop_bad_images: bool = False
+    masks: str = ""
+
+
+STRICT = Rules()
+
+
+def rules_of(cfg: CfgNode) -> Rules:
+    """The rules that the config chooses."""
+    return Rules(
+        drop_empty_boxes=cfg.DATASETS.DROP_EMPTY_BOXES,
+        renumber_annotations=cfg.DATASETS.RENUMBER_ANNOTATIONS,
+        drop_bad_images=cfg.DATASETS.DROP_BAD_IMAGES,
+        masks=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else "",
+    )
 
 
 def check_entries(
@@ -67,6 +84,8 @@ def check_entries(
     coco_ids.leave_orphans(annotations, images, categories)
     coco_boxes.check_boxes(findings, annotations, images, name, rules.drop_empty_boxes)
     coco_boxes.fill_in(findings, annotations, name)
+    if rules.masks:
+        coco_masks.check_masks(findings, annotations, images, name, rules.masks)
     coco_ids.free_id_zero(findings, annotations, renumbered)
     for part in (images, annotations, categories):
         content[part.name] = part.entries

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 from ..errors import InputError
 from . import coco
-from .coco_checks import Rules, check_entries
+from .coco_checks import Rules, check_entries, rules_of
 from .coco_files import parse
 from .coco_images import Header, read_headers
 from .coco_paths import find_images
@@ -127,15 +127,6 @@ def compare_sets(first: CheckedSet, second: CheckedSet) -> CheckedSet:
 
 
 # ---- before training ----
-
-
-def rules_of(cfg: CfgNode) -> Rules:
-    """The rules that the config's DATASETS keys choose."""
-    return Rules(
-        drop_empty_boxes=cfg.DATASETS.DROP_EMPTY_BOXES,
-        renumber_annotations=cfg.DATASETS.RENUMBER_ANNOTATIONS,
-        drop_bad_images=cfg.DATASETS.DROP_BAD_IMAGES,
-    )
 
 
 def check_config_sets(cfg: CfgNode) -> None:

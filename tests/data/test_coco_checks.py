@@ -533,4 +533,4 @@ def test_notices_are_logged_once(tmp_path, caplog):
 def test_reading_gives_what_was_mended(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(a_set([entry(0), entry(3, bbox=(300, 0, 5, 5))])))
-    assert ids(coco.read_coco(path, drop_empty_boxes=True)) == [1]
+    assert ids(coco.read_coco(path, Rules(drop_empty_boxes=True))) == [1]

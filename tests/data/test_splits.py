@@ -7,6 +7,7 @@ from PIL import Image
 
 from resnext_det.config import load_cfg
 from resnext_det.data import coco
+from resnext_det.data.coco_checks import Rules
 from resnext_det.data.splits import (
     MINIVAL,
     TRAIN2014,
@@ -187,7 +188,7 @@ def test_what_the_notice_names_is_enough_to_read_it(folder):
     """And without it the reader refuses the file and names the same key."""
     write(folder / MINIVAL, OF_MINIVAL, 2014, old_minival)
     refusal(lambda: coco.read_coco(folder / MINIVAL), MINIVAL, "RENUMBER_ANNOTATIONS")
-    found = coco.read_coco(folder / MINIVAL, renumber_annotations=True)
+    found = coco.read_coco(folder / MINIVAL, Rules(renumber_annotations=True))
     assert len({entry["id"] for entry in found["annotations"]}) == 3
 
 
