@@ -1,6 +1,6 @@
 """The pictures of a data set looked at before training: headers in parallel, pixels on demand.
 
-Sizes are those that Detectron2's reader returns: turned as the EXIF tag says.
+Sizes are those that the reader (`images.read_array`) returns: turned as the EXIF tag says.
 """
 
 import multiprocessing
@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..errors import InputError
+from .images import has_transparency
 
 ORIENTATION = 0x0112  # the EXIF tag
 SWAPPING = (5, 6, 7, 8)  # its values that exchange width and height
@@ -36,10 +37,11 @@ class Header(NamedTuple):
     """What a picture says of itself.
 
     Args:
-        width, height: pixels, as stored (of a TIFF: as Pillow turns it).
+        width, height: pixels, as stored.
         orientation: the EXIF tag, 1 (upright) where there is none.
         mode: Pillow's name of the channels, "RGB", "L", ...
         format: Pillow's name of the format, "JPEG", ...
+        transparent: pixels may be transparent.
         error: why the picture cannot be read; "" if it can.
     """
 
@@ -48,12 +50,13 @@ class Header(NamedTuple):
     orientation: int = 1
     mode: str = ""
     format: str = ""
+    transparent: bool = False
     error: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) as the reader returns them."""
-        turned = self.orientation in SWAPPING and self.format != "TIFF"
+        turned = self.orientation in SWAPPING
         return (self.height, self.width) if turned else (self.width, self.height)
 
 
@@ -78,7 +81,16 @@ def read_header(path: str, *, decode: bool = False) -> Header:
             if os.fstat(file.fileno()).st_size == 0:
                 return Header(error="is empty (0 bytes)")
             image = Image.open(file)
-            header = Header(*image.size, _orientation(image), image.mode, image.format or "")
+            header = Header(
+                *image.size,
+                orientation=_orientation(image),
+                mode=image.mode,
+                format=image.format or "",
+                transparent=has_transparency(image),
+            )
+            if header.format == "TIFF" and header.orientation in SWAPPING:
+                image.load()  # Pillow turns it, some of its versions already on opening
+                header = header._replace(width=image.height, height=image.width)
             if decode or not _has_its_end(file, header.format):
                 image.load()
             return header
@@ -106,7 +118,7 @@ def _why(path: str, error: OSError) -> str:
 
 
 def _orientation(image: Image.Image, whole: bool = False) -> int:
-    """The tag as Detectron2's reader takes it: a damaged one is none.
+    """The tag as the reader takes it: a damaged one is none.
 
     Args:
         whole: look for it behind the pixels of a PNG too, which decodes them.

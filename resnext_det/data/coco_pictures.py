@@ -1,31 +1,32 @@
 """What the pictures' headers say, held against the annotation file: sizes, channels, damage.
 
-How Detectron2's reader makes RGB of other channels is told with a count; what it would spoil
-without a word stops.
+How the reader (`images.read_array`) makes RGB of other channels is told with a count; what it
+refuses stops.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from .coco_images import SWAPPING, TOO_LARGE, Header, read_late_orientation
 from .findings import DROPPED, NOTICED, STOPS, Findings
+from .images import RANGELESS, is_deep, to_rgb
 
-# Modes of Pillow that are turned into RGB, with the rule (detectron2
-# data/detection_utils.py, convert_PIL_to_numpy: Image.convert("RGB")).
+# What `images.read_array` makes RGB of, and how; a picture is told under one of them (`_kind`).
+_DEEP, _TRANSPARENT = "16-bit grey", "transparency"
 RULES = {
-    "grey": (("1", "L"), "it becomes three equal channels"),
-    "grey with transparency": (
-        ("LA",),
-        "it becomes three equal channels; transparency is left out",
-    ),
-    "four channels": (("RGBA", "RGBX", "PA"), "the fourth channel is left out, not blended"),
-    "palette": (("P",), "its colours are looked up; transparency is left out"),
-    "CMYK": (("CMYK",), "it becomes RGB by a plain formula, without a colour profile"),
-    "other colours": (("YCbCr", "HSV", "LAB"), "it is converted to RGB"),
+    _DEEP: "its values are divided by 257, so that 12-bit values in 16 bits stay dark",
+    _TRANSPARENT: "it is laid on white",
+    "grey": "it becomes three equal channels",
+    "palette": "its colours are looked up",
+    "CMYK": "it becomes RGB by a plain formula, without a colour profile",
+    "four channels": "the fourth channel is left out",
+    "other colours": "it is converted to RGB",
 }
-WIDE = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # convert("RGB") cuts these at 255
+_RANGELESS, _UNREAD = "32-bit integers or float", "channels that cannot be read"  # these stop
+_OF_MODE = {"1": "grey", "L": "grey", "P": "palette", "CMYK": "CMYK", "RGBX": "four channels"}
 
 
 def check_pictures(
@@ -103,12 +104,9 @@ class _Pictures:
 
 
 def _check_sizes(pictures: _Pictures) -> None:
-    turned, swapped, resized, tiffs = [], [], [], []
+    turned, swapped, resized = [], [], []
     for number, image in enumerate(pictures.images):
         header, stated = pictures.headers[number], (image["width"], image["height"])
-        if header.format == "TIFF" and header.orientation != 1:
-            tiffs.append(number)
-            continue
         if header.size != stated:
             header = read_late_orientation(pictures.paths[number], header)
             pictures.headers[number] = header
@@ -118,7 +116,7 @@ def _check_sizes(pictures: _Pictures) -> None:
             (turned if header.orientation in SWAPPING else swapped).append(number)
         else:
             resized.append(number)
-    for bad, (kind, say, mend) in zip((turned, swapped, resized, tiffs), _SIZES, strict=True):
+    for bad, (kind, say, mend) in zip((turned, swapped, resized), _SIZES, strict=True):
         pictures.add(kind, STOPS, bad, say, mend)
 
 
@@ -145,10 +143,6 @@ def _say_resized(image: dict, header: Header) -> str:
     return f"has (width, height) {header.size}, {_stated(image)}: it has {how} of what was labelled"
 
 
-def _say_tiff(_: dict, header: Header) -> str:
-    return f"is a TIFF with the orientation {header.orientation}, which would be applied twice"
-
-
 _SIZES = (
     (
         "picture turned by its EXIF tag",
@@ -166,7 +160,6 @@ _SIZES = (
         _say_resized,
         "give the picture that was labelled, or scale its boxes and correct the entry",
     ),
-    ("TIFF with an orientation tag", _say_tiff, "save it turned, without the tag"),
 )
 
 
@@ -174,24 +167,37 @@ _SIZES = (
 
 
 def _check_channels(pictures: _Pictures) -> None:
-    modes = np.array([header.mode for header in pictures.headers], dtype=object)
+    kinds = np.array([_kind(header) for header in pictures.headers], dtype=object)
 
-    def add(kind: str, severity: str, which: Sequence[str], found: str, mend: str) -> None:
-        numbers = np.flatnonzero([mode in which for mode in modes])
+    def add(kind: str, severity: str, found: str, mend: str) -> None:
         say = f"is of mode {{}}{found}".format
+        numbers = np.flatnonzero(kinds == kind)
         pictures.add(kind, severity, numbers, lambda _, header: say(header.mode), mend)
 
-    mend = "convert it to 8 bits a channel"
-    add("16-bit grey or float", STOPS, WIDE, ", whose values above 255 would all become 255", mend)
-    unknown = [mode for mode in sorted(set(modes)) if not _becomes_rgb(mode)]
-    add("channels that cannot be read", STOPS, unknown, ", of which no RGB is made", "save as RGB")
-    for kind, (which, rule) in RULES.items():
-        add(kind, NOTICED, which, "", f"nothing to do: {rule}")
+    add(_RANGELESS, STOPS, ", whose values have no fixed range", "convert it to 8 or 16 bits")
+    add(_UNREAD, STOPS, ", of which no RGB is made", "save as RGB")
+    for kind, rule in RULES.items():
+        add(kind, NOTICED, "", f"nothing to do: {rule}")
 
 
+def _kind(header: Header) -> str:
+    """A key of `RULES`, what stops, or "" for plain RGB."""
+    mode = header.mode
+    if is_deep(mode, header.format):
+        return _DEEP
+    if mode in RANGELESS:
+        return _RANGELESS
+    if not _becomes_rgb(mode):
+        return _UNREAD
+    if header.transparent:
+        return _TRANSPARENT
+    return _OF_MODE.get(mode, "" if mode == "RGB" else "other colours")
+
+
+@cache
 def _becomes_rgb(mode: str) -> bool:
     try:
-        Image.new(mode, (1, 1)).convert("RGB")
+        to_rgb(Image.new(mode, (1, 1)), None, mode)
     except (ValueError, OSError):
         return False
     return True

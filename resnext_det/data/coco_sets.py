@@ -148,6 +148,16 @@ def check_config_sets(cfg: CfgNode) -> None:
             trained.update(dict.fromkeys(paths, name))
 
 
+def check_test_sets(cfg: CfgNode) -> None:
+    """Check DATASETS.TEST alone, for scoring where no training set need be at hand.
+
+    Raises:
+        InputError: as `check_config_sets`.
+    """
+    for name in dict.fromkeys(cfg.DATASETS.TEST):
+        logger.info("%s: %d images, all entries checked", name, len(_check_one(cfg, name)))
+
+
 def _check_one(cfg: CfgNode, name: str) -> dict[int, str]:
     """Image id to path of one registered data set, checked."""
     if not coco.is_coco(name):

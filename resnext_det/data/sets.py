@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from . import arrays, augment, images, lists, shards
+from . import arrays, augment, class_folders, lists, shards
 from .skipping import SkippingSet
 
 
@@ -44,12 +44,12 @@ def _stored(cfg: CfgNode, split: str, transform: nn.Module) -> Dataset:
         return arrays.read_archive(root, split, transform)
     if shards.shards_of(root, split):
         return shards.open_shards(cfg, split, transform)
-    return images.class_folder(cfg, split, transform)
+    return class_folders.class_folder(cfg, split, transform)
 
 
 def open_both(cfg: CfgNode) -> tuple[Dataset, Dataset]:
     """Training and validation split. Raises InputError where classes or their order differ."""
     train, val = open_split(cfg, "train"), open_split(cfg, "val")
-    images.check_same_classes(train, val)
+    class_folders.check_same_classes(train, val)
     lists.check_same_order(train, val)
     return train, val

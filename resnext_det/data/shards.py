@@ -34,7 +34,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from .images import list_folder, read_rgb
+from .class_folders import list_folder
+from .images import read_rgb
 from .shard_files import cannot_be_read, read_shard, shown
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,12 @@
 """Batches for the two training steps and for evaluation, on Detectron2's mapper."""
 
+import copy
 import logging
+from typing import Any
 
+import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
@@ -12,8 +15,16 @@ from detectron2.data import (
     build_detection_test_loader,
 )
 from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    check_image_size,
+    transform_proposals,
+)
+from detectron2.data.transforms import AugInput
 from detectron2.structures import BoxMode
 
+from ..data.coco_images import set_pixel_limit
+from ..data.images import read_array
 from ..data.proposals import ProposalFile
 from ..engine.batch import images_per_process
 from ..engine.sampler import ResumableBatches, training_loader
@@ -23,17 +34,77 @@ logger = logging.getLogger(__name__)
 
 
 class NamingMapper(DatasetMapper):
-    """Detectron2's mapper; an image that cannot be used is named."""
+    """Detectron2's mapper on the reader of this toolkit; an image that cannot be used is named.
+
+    Reading is by the rules of docs/images.md (`data.images.read_array`), in the channel order of
+    INPUT.FORMAT. What follows is Detectron2's: augmentations, boxes, masks, keypoints and stored
+    proposals, in the order of its ``DatasetMapper.__call__``. Semantic segmentation is not read.
+
+    Args:
+        max_image_pixels: images of more are refused (DATASETS.MAX_IMAGE_PIXELS).
+        others: those of Detectron2's mapper; a config gives them all.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, max_image_pixels: int, **others: Any):
+        super().__init__(is_train, **others)
+        self.max_image_pixels = max_image_pixels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """The arguments that a config stands for."""
+        others = super().from_config(cfg, is_train)
+        return {**others, "max_image_pixels": cfg.DATASETS.MAX_IMAGE_PIXELS}
 
     def __call__(self, record: dict) -> dict:
+        """A record with "image", uint8 (3, H, W), and, for training, "instances".
+
+        Raises:
+            InputError: the file is no whole image of the size in the record, or its annotations
+                cannot be used.
+        """
+        record = copy.deepcopy(record)
+        seen = AugInput(self._read(record))
+        transforms = self.augmentations(seen)
+        size = seen.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            transform_proposals(record, size, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._add_instances(record, transforms, size)
+        return record
+
+    def _read(self, record: dict) -> np.ndarray:
+        # Pillow's limit is one of the process, and a data worker may have been started afresh.
+        set_pixel_limit(self.max_image_pixels)
+        image = read_array(record["file_name"], self.image_format)
         try:
-            return super().__call__(record)
-        except (OSError, SyntaxError, ValueError) as error:
+            check_image_size(record, image)  # and adds it where the record has none
+        except SizeMismatchError as error:
+            raise _wrong_size(record, image) from error
+        return image
+
+    def _add_instances(self, record: dict, transforms: Any, size: tuple[int, int]) -> None:
+        try:
+            self._transform_annotations(record, transforms, size)
+        except ValueError as error:
             raise InputError(
                 record["file_name"],
-                f"cannot be read as an image of the annotation file ({error})",
-                "replace the file, or correct its entry",
+                f"its annotations cannot be used ({' '.join(str(error).split())})",
+                "correct them in the annotation file (tools/check_data.py lists what is wrong)",
             ) from error
+
+
+def _wrong_size(record: dict, image: np.ndarray) -> InputError:
+    found, stated = image.shape[1::-1], (record["width"], record["height"])
+    swapped = ", swapped, as by an EXIF orientation tag," if found == stated[::-1] else ""
+    return InputError(
+        record["file_name"],
+        f"has (width, height) {found}, but its entry{swapped} says {stated}",
+        "replace the file, or correct its entry (tools/check_data.py lists all of them)",
+    )
 
 
 class ProposalMapper:

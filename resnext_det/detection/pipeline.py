@@ -8,7 +8,7 @@ from detectron2.utils import comm
 
 from ..config import TRAINED, flatten
 from ..data import coco
-from ..data.coco_sets import check_config_sets
+from ..data.coco_sets import check_config_sets, check_test_sets
 from ..engine.run import record_run
 from ..errors import InputError
 from ..weights import read_record
@@ -164,7 +164,8 @@ def evaluate_only(cfg: CfgNode, weights: str) -> dict:
             "name a data set there, or give --val-json and --val-images",
         )
     record = read_record(weights)
+    check_test_sets(cfg)
     for name in cfg.DATASETS.TEST:
-        logger.info("%s: %d images, all entries checked", name, len(coco.load(name)))
+        coco.load(name)
         check_classes(record, weights, name)
     return evaluate(cfg, weights)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
 from .. import plots
-from ..data.images import read_rgb
+from ..data.images import read_array
+from .loaders import NamingMapper
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,11 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
     records = DatasetCatalog.get(name)
     # Evenly spread over the set, so that the same images are shown at every run.
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, IMAGES_SHOWN).astype(int)]
-    mapper = DatasetMapper(cfg, is_train=False)
+    mapper = NamingMapper(cfg, is_train=False)
     detections, proposals = [], []
     for record in chosen:
         output = model.eval()([mapper(record)])[0]
-        image = np.asarray(read_rgb(record["file_name"]))
+        image = read_array(record["file_name"])
         meta = MetadataCatalog.get(name)
         truth = _truth(image, record, meta)
         detections += [truth, _predictions(image, output["instances"], meta)]

@@ -178,7 +178,7 @@ def test_eval_only_takes_the_pixels_from_the_weights(demo_set, tmp_path):
     }
     results = train(demo_set, tmp_path / "bgr", **pixels)
     assert evaluate_only(demo_set, tmp_path / "bgr", tmp_path / "scored") == results
-    images = trainer.sets.images.class_folder
+    images = trainer.sets.class_folders.class_folder
     seen = []
 
     def spy(cfg, split, transform):
@@ -186,7 +186,7 @@ def test_eval_only_takes_the_pixels_from_the_weights(demo_set, tmp_path):
         return images(cfg, split, transform)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.sets.images, "class_folder", spy)
+        patch.setattr(trainer.sets.class_folders, "class_folder", spy)
         evaluate_only(demo_set, tmp_path / "bgr", tmp_path / "scored")
     assert seen == [("BGR", [90, 99, 111], [9, 8, 7])]
 

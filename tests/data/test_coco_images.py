@@ -11,7 +11,6 @@ import os
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from resnext_det.config import get_cfg
@@ -19,8 +18,9 @@ from resnext_det.data import coco, coco_images, coco_sets
 from resnext_det.data.coco_checks import Rules
 from resnext_det.data.coco_images import Header, read_header, read_headers
 from resnext_det.data.coco_paths import find_images, leads_out
-from resnext_det.data.coco_pictures import RULES, WIDE, check_pictures
+from resnext_det.data.coco_pictures import RULES, check_pictures
 from resnext_det.data.findings import DROPPED, NOTICED, STOPS, Findings
+from resnext_det.data.images import read_array
 from resnext_det.detection.loaders import NamingMapper
 from resnext_det.errors import InputError
 
@@ -68,32 +68,34 @@ def only(findings, kind, severity, *words, count=1):
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
 def test_size_is_that_of_the_reader(tmp_path, kind, orientation):
     path = save(tmp_path / f"a.{kind}", orientation=orientation)
-    height, width, _ = read_image(str(path), format="RGB").shape
+    height, width, _ = read_array(path).shape
     header = read_header(str(path))
     assert header.size == (width, height) and not header.error
     assert (header.width, header.height) == SIZE
     assert not looked_at([entry(path, size=(width, height))])
 
 
+@pytest.mark.parametrize("kind", ["jpg", "tiff"])  # Pillow itself turns the second
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_exif_is_named_where_the_sizes_are_swapped_by_it(tmp_path, orientation):
-    path = save(tmp_path / "a.jpg", orientation=orientation)
-    words = (f"image 1 ({path})", "(20, 30)", f"EXIF orientation {orientation}", "says (30, 20)")
+def test_exif_is_named_where_the_sizes_are_swapped_by_it(tmp_path, orientation, kind):
+    path = save(tmp_path / f"a.{kind}", orientation=orientation)
+    words = (f"image 1 ({path})", "(20, 30), turned on reading from (30, 20)", "says (30, 20)")
+    words += (f"EXIF orientation {orientation}",)
     only(looked_at([entry(path)]), "picture turned by its EXIF tag", STOPS, *words)
 
 
 def test_tag_behind_the_pixels_of_a_png(tmp_path):
-    """Where a header cannot show it; Detectron2's reader finds it."""
+    """Where a header cannot show it; the reader finds it."""
     turned = save(tmp_path / "turned.png", orientation=6).read_bytes()
     length = turned.index(b"eXIf") - 4
     size = int.from_bytes(turned[length : length + 4], "big") + 12
     chunk, end = turned[length : length + size], turned.index(b"IEND") - 4
     path = tmp_path / "late.png"
     path.write_bytes(turned[:length] + turned[length + size : end] + chunk + turned[end:])
-    assert read_image(str(path), format="RGB").shape == (30, 20, 3)
+    assert read_array(path).shape == (30, 20, 3)
     assert read_header(str(path)).size == SIZE
     assert not looked_at([entry(path, size=(20, 30))])
 
@@ -112,15 +114,6 @@ def test_resized_after_labelling(tmp_path, stated, words):
     only(
         looked_at([entry(path, size=stated)]), kind, STOPS, str(path), str(SIZE), str(stated), words
     )
-
-
-def test_tiff_with_a_tag_is_refused(tmp_path):
-    """Pillow turns it on reading, then Detectron2's reader again: 30 x 20 stay 30 x 20."""
-    path = save(tmp_path / "a.tiff", orientation=6)
-    assert read_image(str(path), format="RGB").shape == (20, 30, 3)
-    for size in (SIZE, SIZE[::-1]):
-        only(looked_at([entry(path, size=size)]), "TIFF with an orientation tag", STOPS, "twice")
-    assert not looked_at([entry(save(tmp_path / "b.tiff"))])
 
 
 # ---- damage ----
@@ -159,8 +152,8 @@ def test_damage_is_found_without_decoding_all(tmp_path, name):
     path.write_bytes(damaged(tmp_path)[name])
     found = looked_at([entry(path, size=(300, 200))])
     only(found, "unreadable picture", STOPS, str(path), WHY[name], "DATASETS.DROP_BAD_IMAGES")
-    with pytest.raises((OSError, SyntaxError, ValueError)):
-        read_image(str(path))
+    with pytest.raises(InputError, match=name):
+        read_array(path)
 
 
 def test_bytes_behind_the_end_do_no_harm(tmp_path):
@@ -206,11 +199,6 @@ def test_the_config_sets_the_limit(monkeypatch):
 
 # ---- channels ----
 
-FORMATS = {"CMYK": "jpg", "YCbCr": None, "HSV": None, "LAB": "tiff", "F": "tiff", "RGBX": None}
-FORMATS |= {"PA": None, "I;16L": None, "I;16B": None, "I;16N": None, "I": "tiff"}
-MODES = [mode for modes, _ in RULES.values() for mode in modes]
-WRITTEN = [mode for mode in (*MODES, *WIDE) if FORMATS.get(mode, "png")]
-
 
 def loaded(path):
     """The pixels of the training loader, uint8 (H, W, 3), RGB."""
@@ -220,35 +208,83 @@ def loaded(path):
     return NamingMapper(cfg, is_train=False)(record)["image"].numpy().transpose(1, 2, 0)
 
 
-@pytest.mark.parametrize("mode", WRITTEN)
-def test_channels_are_told_by_rule(tmp_path, mode):
-    kind = FORMATS.get(mode, "png")
-    path = tmp_path / f"a.{kind}"
-    wide = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
-    if mode in wide:
-        Image.fromarray(np.arange(600).reshape(20, 30).astype(wide[mode]) * 100).save(path)
-    elif mode == "LAB":
-        Image.new("LAB", SIZE).save(path)
-    else:
-        save(path, mode=mode)
-    assert read_header(str(path)).mode == mode
+def deep(kind=np.uint16):
+    """20 x 30 pixels of grey, 0 to 59,900."""
+    return Image.fromarray((np.arange(600).reshape(20, 30) * 100).astype(kind))
+
+
+def clear(mode="RGBA"):
+    image = picture().convert("RGBA")
+    image.putalpha(0)
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "name, image, kind, options",
+    [
+        ("a.png", picture(mode="1"), "grey", {}),
+        ("a.png", picture(mode="L"), "grey", {}),
+        ("a.png", picture(mode="P"), "palette", {}),
+        ("a.png", deep(), "16-bit grey", {}),
+        ("a.tiff", deep(), "16-bit grey", {}),
+        ("a.png", deep(), "16-bit grey", {"transparency": 100}),
+        ("a.jpg", picture(mode="CMYK"), "CMYK", {}),
+        ("a.tiff", Image.new("LAB", SIZE), "other colours", {}),
+        ("a.png", clear(), "transparency", {}),
+        ("a.png", clear("LA"), "transparency", {}),
+        ("a.png", picture(), "transparency", {"transparency": (1, 2, 3)}),
+        ("a.png", picture(mode="L"), "transparency", {"transparency": 7}),
+        ("a.png", picture(mode="P"), "transparency", {"transparency": 7}),
+    ],
+)
+def test_channels_are_told_by_rule(tmp_path, name, image, kind, options):
+    path = tmp_path / name
+    image.save(path, **options)
     found = looked_at([entry(path)])
-    (finding,) = found.values()
-    expected = STOPS if mode in WIDE else NOTICED
-    assert (finding.severity, finding.count) == (expected, 1) and f"mode {mode}" in finding.found
+    only(found, kind, NOTICED, f"mode {read_header(str(path)).mode}", RULES[kind])
+    assert loaded(path).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("kind, mode", [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_without_a_range_stop(tmp_path, kind, mode):
+    path = tmp_path / "a.tiff"
+    deep(kind).save(path)
+    words = f"mode {mode}, whose values have no fixed range", "convert it to 8 or 16 bits"
+    only(looked_at([entry(path)]), "32-bit integers or float", STOPS, str(path), *words)
+    with pytest.raises(InputError, match="no fixed range"):
+        loaded(path)
+
+
+def test_plain_colour_needs_no_word(tmp_path):
+    assert not looked_at([entry(save(tmp_path / "a.png"))])
+
+
+def test_modes_that_no_file_here_has(tmp_path):
+    """Pillow's rarer ones, by their names; one that it makes no RGB of stops."""
+    path = save(tmp_path / "a.png")
+    modes = {"I;16B": "16-bit grey", "RGBX": "four channels", "HSV": "other colours"}
+    for mode, kind in {**modes, "BGR;15": "channels that cannot be read"}.items():
+        headers, findings = {1: Header(*SIZE, mode=mode, format="TIFF")}, Findings("my.json")
+        check_pictures(findings, [entry(path)], {1: str(path)}, headers)
+        assert [finding.kind for finding in findings.all] == [kind]
+        assert (findings.all[0].severity == STOPS) == (mode == "BGR;15")
 
 
 def test_the_rules_are_what_the_loader_does(tmp_path):
-    """If the loader learns other rules, coco_pictures.py has to tell them."""
+    """If the reader learns other rules, coco_pictures.py has to tell them."""
     grey = save(tmp_path / "grey.png", mode="L")
     assert np.array_equal(loaded(grey), np.tile(np.asarray(Image.open(grey))[..., None], 3))
-    clear = picture().convert("RGBA")
-    clear.putalpha(0)
-    clear.save(tmp_path / "clear.png")
-    assert np.array_equal(loaded(tmp_path / "clear.png"), np.asarray(picture()))  # not blended
-    values = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "wide.png")
-    assert np.array_equal(loaded(tmp_path / "wide.png")[..., 0], values.clip(max=255))  # cut
+    clear().save(tmp_path / "clear.png")
+    assert (loaded(tmp_path / "clear.png") == 255).all()  # laid on white
+    deep().save(tmp_path / "deep.png")
+    scaled = np.round(np.asarray(deep()) / 257)
+    assert np.array_equal(loaded(tmp_path / "deep.png")[..., 0], scaled)
+    image = Image.fromarray(np.full((20, 30, 4), (10, 20, 30, 0), np.uint8), "CMYK")
+    image.save(tmp_path / "four.tiff")
+    assert loaded(tmp_path / "four.tiff")[0, 0].tolist() == [245, 235, 225]  # 255 - ink
+    save(tmp_path / "palette.png", mode="P")
+    colours = np.asarray(picture(mode="P").convert("RGB"))
+    assert np.array_equal(loaded(tmp_path / "palette.png"), colours)
 
 
 def test_sixteen_bits_of_colour_are_read_as_eight(tmp_path):
@@ -451,6 +487,17 @@ def test_before_training_pixels_are_read_by_choice(folder, register):
     cfg.DATASETS.DECODE_IMAGES = True
     coco.register_from_config(cfg)
     refusal(cfg, f"{path}: it is image 2 of", "cannot be read")
+
+
+def test_before_scoring_pictures_are_looked_at(folder, register):
+    """Of the sets that are scored; what the detector was trained on need not be there."""
+    cfg, name = register()
+    cfg.DATASETS.TRAIN = ("a set of another machine",)
+    coco_sets.check_test_sets(cfg)
+    assert MetadataCatalog.get(name).thing_classes == ["cup"]
+    (folder / "b.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"b\.jpg: it is image 2 of .* is empty"):
+        coco_sets.check_test_sets(cfg)
 
 
 def test_two_training_sets_with_one_image_id(folder, register):

@@ -1,4 +1,4 @@
-"""Guard the promise for class folders: any usual image file is read, and every fault is named.
+"""Guard the one reader and class folders: any usual image is read, and every fault is named.
 
 The rules are those of docs/images.md.
 """
@@ -10,12 +10,14 @@ import os
 import numpy as np
 import pytest
 import torch
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from resnext_det.config import get_cfg
 from resnext_det.data.augment import collate, test_transform, training_transform
-from resnext_det.data.images import check_same_classes, class_folder, read_rgb
+from resnext_det.data.class_folders import check_same_classes, class_folder
+from resnext_det.data.images import read_array, read_rgb
 from resnext_det.errors import InputError, exit_cleanly
 
 RNG = np.random.default_rng(0)
@@ -238,7 +240,7 @@ def test_what_calls_itself_an_image(tmp_path, content, reason):
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
     message = f"{path}: cannot be read as an image ("
-    refusal(lambda: read_rgb(path), message, reason, "replace or remove the file")
+    refusal(lambda: read_rgb(path), message, reason, "replace the file or leave it out")
     refusal(lambda: read_rgb(content, path), message, reason)
 
 
@@ -387,7 +389,8 @@ def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
     picture(size=(5, 5)).save(tmp_path / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     words = "huge.png: ", "cannot be read", "25 pixels", "shrink it to 20 pixels or fewer"
-    refusal(lambda: read_rgb(tmp_path / "huge.png"), *words)
+    for read in (read_rgb, read_array):
+        refusal(lambda read=read: read(tmp_path / "huge.png"), *words, "DATASETS.MAX_IMAGE_PIXELS")
 
 
 @pytest.mark.filterwarnings("error")
@@ -396,3 +399,47 @@ def test_half_of_too_many_pixels_is_read(tmp_path, monkeypatch):
     picture(size=(4, 4)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_rgb(tmp_path / "large.png").size == (4, 4)
+
+
+# ---- the same as arrays ----
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize(
+    "name, mode",
+    [("a.jpg", "RGB"), ("a.png", "RGB"), ("grey.jpg", "L"), ("grey.png", "L"), ("a.gif", "P")]
+    + [("palette.png", "P"), ("bits.png", "1"), ("a.jpg", "CMYK"), ("a.bmp", "RGB")],
+)
+def test_ordinary_pictures_are_as_detectron2_reads_them(tmp_path, name, mode, order):
+    """Bit for bit, so that detectors trained on its reader see the same."""
+    path = tmp_path / name
+    picture(mode, size=(33, 21)).save(path)
+    found = read_array(path, order)
+    assert (found.shape, found.dtype) == ((21, 33, 3), np.uint8)
+    assert found.flags.c_contiguous and found.flags.writeable  # torch takes it as it is
+    np.testing.assert_array_equal(found, read_image(str(path), order))
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_turned_pictures_are_as_detectron2_reads_them(tmp_path, orientation):
+    path, exif = tmp_path / "phone.jpg", Image.Exif()
+    exif[ORIENTATION] = orientation
+    picture(size=(33, 21)).save(path, exif=exif)
+    np.testing.assert_array_equal(read_array(path, "BGR"), read_image(str(path), "BGR"))
+
+
+def test_arrays_follow_the_rules(tmp_path):
+    """Where Detectron2's reader would cut 16 bits at 255 and leave transparency out."""
+    (tmp_path / "deep.png").write_bytes(encoded(Image.fromarray(SIXTEEN), "PNG"))
+    (tmp_path / "clear.png").write_bytes(encoded(ALPHA, "PNG"))
+    assert read_array(tmp_path / "deep.png")[0].tolist() == EIGHT
+    assert read_array(tmp_path / "clear.png", "BGR")[0].tolist() == [
+        [50, 100, 200],
+        WHITE,
+        [152, 177, 227],
+    ]
+
+
+@pytest.mark.parametrize("order", ["L", "bgr", "YUV-BT.601", None])
+def test_other_orders_of_channels_are_refused(tmp_path, order):
+    refusal(lambda: read_array(tmp_path / "a.png", order), f"INPUT.FORMAT: is {order!r}", "BGR")
