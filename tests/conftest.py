@@ -16,6 +16,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is measured here is not left in the user's cache, nor taken from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNEXT_DET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def loggers_as_found():
     """A tool that runs in this process binds handlers to a stream that ends with its test."""

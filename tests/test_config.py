@@ -323,7 +323,7 @@ def build_on_meta(path):
     """The config's model: shapes without memory, so that the paper's size costs nothing."""
     cfg = load_cfg(path, ["MODEL.DEVICE", "meta"])
     with torch.device("meta"):
-        if cfg.MODEL.META_ARCHITECTURE == "NonSharedRCNN":
+        if cfg.MODEL.META_ARCHITECTURE in ("NonSharedRCNN", "SharedRCNN"):
             return build_model(cfg)
         return build_classifier(cfg, num_classes=10)
 
@@ -332,6 +332,9 @@ def build_on_meta(path):
 def test_every_config_builds(path):
     parts = {name for name, _ in build_on_meta(path).named_children()}
     classifies = path.parent.name in CLASSIFICATION or path.name == "classification.yaml"
+    if load_cfg(path).MODEL.META_ARCHITECTURE == "SharedRCNN":
+        assert parts == {"backbone", "proposal_generator", "roi_heads"}
+        return
     assert parts == ({"trunk"} if classifies else set(NETWORKS))
 
 
@@ -361,6 +364,8 @@ def test_the_papers_trunk():
         "form": "c",
         "norm": "FrozenBN",
         "channels_last": True,
+        "fuse": True,
+        "regroup": "auto",
     }
 
 
@@ -513,4 +518,5 @@ def test_a_plain_detectron2_config_has_a_trunk():
     """None of our keys is in it."""
     found = trunk_arguments(plain_cfg())
     assert (found["width_multiplier"], found["channels_last"]) == (1.0, False)
+    assert (found["fuse"], found["regroup"]) == (False, "off")
     assert (found["depth"], found["cardinality"], found["bottleneck_width"]) == (50, 1, 64)

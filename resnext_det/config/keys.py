@@ -27,6 +27,12 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.PRECISION = "fp32"
     # Memory layout of images and feature maps inside the trunk.
     cfg.MODEL.CHANNELS_LAST = True
+    # Fold norms whose statistics do not change into the convolutions, and let one operator do
+    # convolution, sum and ReLU where there is one (models/folding.py); equal to rounding.
+    cfg.MODEL.FUSE = True
+    # "auto": a grouped convolution is computed with as many groups as a short measurement finds
+    # fastest here (models/measured.py); "off": with C. Equal to rounding.
+    cfg.MODEL.REGROUP = "auto"
     # Patterns (fnmatch) of parameters that may be missing from MODEL.WEIGHTS.
     cfg.MODEL.WEIGHTS_ALLOW_MISSING = ()
 

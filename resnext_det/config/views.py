@@ -31,6 +31,8 @@ def trunk_arguments(cfg: CfgNode) -> dict[str, Any]:
         "form": cfg.MODEL.RESNETS.get("FORM", "c"),
         "norm": cfg.MODEL.RESNETS.NORM,
         "channels_last": cfg.MODEL.get("CHANNELS_LAST", False),
+        "fuse": cfg.MODEL.get("FUSE", False),
+        "regroup": cfg.MODEL.get("REGROUP", "off"),
     }
 
 

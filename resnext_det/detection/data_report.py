@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from ..data.coco_images import read_headers, set_pixel_limit
 from ..data.coco_checks import rules_of
+from ..data.coco_images import read_headers, set_pixel_limit
 from ..data.coco_sets import CheckedSet, check_set, compare_sets
 from ..data.coco_table import BoxTable
 from ..data.findings import STOPS

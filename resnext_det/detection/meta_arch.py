@@ -1,4 +1,4 @@
-"""Faster R-CNN as two networks that share nothing (paper, Appendix B), or that share their trunk."""
+"""Faster R-CNN as two networks that share nothing (paper, Appendix B), or share their trunk."""
 
 import torch
 from detectron2.config import CfgNode, configurable

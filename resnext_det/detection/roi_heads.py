@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.roi_heads import Res5ROIHeads, ROIHeads
 
 from ..config import architecture_arguments, trunk_arguments
-from ..models import Architecture, build_stage
+from ..models import Architecture, build_stage, set_compute
 from ..models.precision import autocast, in_layout
 from .backbone import precision_of
 
@@ -25,9 +25,11 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
     def __init__(self, cfg, input_shape):
         super().__init__(cfg, input_shape)
         self.precision = precision_of(cfg)
-        self.channels_last = trunk_arguments(cfg)["channels_last"]
+        trunk = trunk_arguments(cfg)
+        self.channels_last = trunk["channels_last"]
         if self.channels_last:
             self.res5.to(memory_format=torch.channels_last)
+        set_compute(self.res5, trunk["fuse"], trunk["regroup"])
 
     @classmethod
     def from_config(cls, cfg, input_shape):

@@ -26,6 +26,8 @@ ONLINE_RECORD = "proposals.json"  # in fast_rcnn/: of which RPN PROPOSALS.ONLINE
 FREE_KEYS = (
     "OUTPUT_DIR",
     "MODEL.DEVICE",
+    "MODEL.FUSE",
+    "MODEL.REGROUP",
     "DATALOADER.NUM_WORKERS",
     "TEST.",
     "DATASETS.TEST",

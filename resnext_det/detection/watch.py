@@ -11,8 +11,8 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from ..engine.seeding import seed_all
 from ..engine.sampler import one_thread
+from ..engine.seeding import seed_all
 from .evaluation import RecallEvaluator, evaluate
 from .loaders import NamingMapper, build_test_loader
 from .meta_arch import NonSharedRCNN
@@ -114,7 +114,7 @@ class Watch:
 
 
 def _share_statistics(model: nn.Module) -> None:
-    """Every process has norm statistics of its own; the main one's are saved, so they are scored."""
+    """Every process has norm statistics of its own; the main one's are saved, and scored."""
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)

@@ -2,6 +2,7 @@
 
 from .architecture import BLOCKS_PER_STAGE, Architecture
 from .blocks import Bottleneck
+from .convolve import set_compute
 from .preactivation import PreactivationBlock
 from .resnext import ResNeXt, build_resnext, build_stage
 
@@ -13,4 +14,5 @@ __all__ = [
     "ResNeXt",
     "build_resnext",
     "build_stage",
+    "set_compute",
 ]

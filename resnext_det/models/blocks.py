@@ -16,6 +16,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 from ..errors import InputError
+from .convolve import PLAIN, convolve
 
 Norm = str | Callable[[int], nn.Module]  # what Detectron2's get_norm takes
 FORMS = ("a", "b", "c")
@@ -122,6 +123,8 @@ class Bottleneck(BottleneckBlock):
         InputError: unknown form, or a norm that forms (a) and (b) cannot slice.
     """
 
+    compute = PLAIN
+
     def __init__(
         self,
         in_channels: int,
@@ -154,17 +157,24 @@ class Bottleneck(BottleneckBlock):
             _check_sliceable(self.conv2.norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.form == "c" and self.has_shortcut:
-            return super().forward(x)
-        forms = {"a": self._aggregated, "b": self._concatenated, "c": self._grouped}
-        out = forms[self.form](x)
+        if self.form == "c":
+            return self._grouped(x)
+        out = {"a": self._aggregated, "b": self._concatenated}[self.form](x)
         if self.has_shortcut:
             out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
     def _grouped(self, x: torch.Tensor) -> torch.Tensor:
-        """Fig. 3(c) before a shortcut is added."""
-        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+        """Fig. 3(c)."""
+        compute, shortcut = self.compute, None
+        out = convolve(self.conv1, x, relu=True, compute=compute)
+        out = convolve(self.conv2, out, relu=True, compute=compute)
+        if self.has_shortcut:
+            projection = self.shortcut
+            shortcut = (
+                x if projection is None else convolve(projection, x, relu=False, compute=compute)
+            )
+        return convolve(self.conv3, out, relu=True, add=shortcut, compute=compute)
 
     def _paths(self, x: torch.Tensor) -> list[tuple[torch.Tensor, slice]]:
         """The C transformations up to their 3x3: (N, d, H, W) each, and their channels."""

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import InputError
 from .architecture import Architecture
 from .blocks import Bottleneck, Norm, check_form, check_norm
+from .convolve import set_compute
 from .preactivation import NormReLU, PreactivationBlock, check_preactivation_form
 from .precision import DTYPES, autocast, in_layout
 from .stems import build_stem
@@ -182,6 +183,8 @@ def build_resnext(
     freeze_at: int = 0,
     precision: str = "fp32",
     channels_last: bool = False,
+    fuse: bool = False,
+    regroup: str = "off",
     in_channels: int = 3,
 ) -> ResNeXt:
     """Build a ResNeXt, or a ResNet by ``cardinality=1, bottleneck_width=64`` (paper, Table 1).
@@ -201,6 +204,7 @@ def build_resnext(
         freeze_at: number of stages frozen from the front: 1 the stem, 2 also res2, ...
         precision: "fp32", "bf16" or "fp16" (autocast; parameters stay float32).
         channels_last: keep images, weights and features in channels_last memory.
+        fuse, regroup: see `set_compute`; faster, and equal to rounding.
 
     Raises:
         InputError: unknown depth, form, norm, feature or precision, less than one class, or
@@ -211,7 +215,7 @@ def build_resnext(
     )
     _check_choices(architecture, precision, out_features, num_classes)
     _check_layers(architecture, norm, form)
-    return ResNeXt(
+    model = ResNeXt(
         architecture,
         build_stem(architecture, norm, in_channels),
         [build_stage(architecture, stage, norm, form) for stage in architecture.stages],
@@ -221,3 +225,5 @@ def build_resnext(
         precision=precision,
         channels_last=channels_last,
     )
+    set_compute(model, fuse, regroup)
+    return model

@@ -8,6 +8,7 @@ from detectron2.modeling.backbone.resnet import BasicStem
 
 from .architecture import Architecture
 from .blocks import Norm
+from .convolve import PLAIN, convolve
 
 
 class CifarStem(CNNBlockBase):
@@ -15,6 +16,8 @@ class CifarStem(CNNBlockBase):
 
     Inputs (N, in_channels, H, W), outputs (N, out_channels, H, W); there is no pooling.
     """
+
+    compute = PLAIN
 
     def __init__(
         self,
@@ -34,7 +37,17 @@ class CifarStem(CNNBlockBase):
         weight_init.c2_msra_fill(self.conv1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu_(self.conv1(x))
+        return convolve(self.conv1, x, relu=True, compute=self.compute)
+
+
+class ImageNetStem(BasicStem):
+    """Detectron2's stem, 7x7 of stride 2 and max pooling (paper, Table 1)."""
+
+    compute = PLAIN
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = convolve(self.conv1, x, relu=True, compute=self.compute)
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 def build_stem(
@@ -43,5 +56,5 @@ def build_stem(
     in_channels: int = 3,
 ) -> CNNBlockBase:
     """The stem of ``architecture``: stride 4 (7x7 and max pooling, Table 1), CIFAR's stride 1."""
-    stem = CifarStem if architecture.is_cifar else BasicStem
+    stem = CifarStem if architecture.is_cifar else ImageNetStem
     return stem(in_channels, architecture.stem_channels, norm)

@@ -103,6 +103,7 @@ def backbone_from(path, member):
     cfg = backbone_cfg(get_cfg(), member)
     cfg.MODEL.BACKBONE.NAME = "build_resnext_backbone"
     cfg.MODEL.CHANNELS_LAST = False  # another memory layout, other sums' order
+    cfg.MODEL.FUSE = False  # likewise
     apply_record(cfg, read_record(path), str(path))
     model = nn.ModuleDict({"backbone": build_backbone(cfg, ShapeSpec(channels=3))}).eval()
     load_weights(model, path)
@@ -164,7 +165,7 @@ def test_detectron2_fused(tmp_path):
 
 
 def own_cfg(path, *opts):
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.CHANNELS_LAST", "False", *opts]
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.CHANNELS_LAST", "False", "MODEL.FUSE", "False", *opts]
     cfg = load_cfg(CONFIG, opts)
     apply_record(cfg, read_record(path), str(path))
     return cfg

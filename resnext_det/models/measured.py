@@ -1,0 +1,231 @@
+"""Which merge of groups is fastest here: measured once a layer shape, kept on disk.
+
+The choice changes rounding, so it is kept: the same command on the same machine chooses the same
+the next time. ``RESNEXT_DET_CACHE`` names another folder than ``~/.cache/resnext_det``.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .regroup import Merge, block_diagonal
+
+logger = logging.getLogger(__name__)
+
+PARTS = Merge._fields
+WIDEST = 64  # channels a merged group has at most: beyond it the zeros cost more than they save
+GAIN = 0.9  # a merge is taken where it needs less than this part of the plain time
+RUNS = 3
+FILE = "regroup.json"
+
+
+def candidates(groups: int, channels: int) -> list[int]:
+    """Merges worth a measurement: powers of two that divide ``groups``, up to `WIDEST` channels.
+
+    Args:
+        channels: of one group.
+    """
+    powers = [2**n for n in range(groups.bit_length())]
+    return [m for m in powers if groups % m == 0 and (m == 1 or m * channels <= WIDEST)]
+
+
+class MeasuredRegrouping:
+    """A `regroup.Regrouping` that measures a layer shape when it first meets it.
+
+    Sizes are put into classes of a factor of two by their number of pixels, so that a detector,
+    whose images differ, does not measure at every batch.
+
+    Args:
+        folder: where the choices are kept; None keeps them in this process only.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.path = None if folder is None else folder / FILE
+        self.known: dict[str, dict[str, dict[int, float]]] = self._read()
+
+    def __call__(
+        self, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int
+    ) -> Merge:
+        if not torch.is_grad_enabled():
+            return Merge()  # a pass without gradients has other ways (models/folding.py)
+        key = self.key(x, weight, stride, groups)
+        if key not in self.known:
+            self.known[key] = measure(x, weight, stride, groups)
+            logger.info("regrouping, measured: %s: %s", key, describe(self.known[key]))
+            self._write()
+        return chosen(self.known[key])
+
+    @staticmethod
+    def key(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int) -> str:
+        """Everything that a time depends on."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        layout = "channels_last" if _is_last(x) else "contiguous"
+        pixels = round(math.log2(max(1, x.shape[0] * x.shape[2] * x.shape[3])))
+        return ", ".join(
+            (
+                _machine(kind),
+                f"torch {torch.__version__}",
+                str(dtype).removeprefix("torch."),
+                layout,
+                f"{x.shape[1]} to {weight.shape[0]} channels in {groups} groups",
+                f"{weight.shape[2]}x{weight.shape[3]} stride {stride[0]}",
+                f"2^{pixels} pixels",
+            )
+        )
+
+    def _read(self) -> dict:
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            found = json.loads(self.path.read_text())
+            return {
+                key: {part: {int(m): float(t) for m, t in times[part].items()} for part in PARTS}
+                for key, times in found.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("%s cannot be used (%s): measuring again", self.path, error)
+            return {}
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        aside = self.path.with_name(f".{FILE}.{os.getpid()}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Another process may have written meanwhile: what it found is kept.
+            self.known = {**self.known, **self._read()}
+            aside.write_text(json.dumps(self.known, indent=1))
+            os.replace(aside, self.path)
+        except OSError as error:
+            logger.info("%s cannot be written (%s): kept in this process", self.path, error)
+            self.path = None
+
+
+def _is_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _machine(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_processor()} x {torch.get_num_threads()}"
+
+
+def measure(
+    x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int
+) -> dict[str, dict[int, float]]:
+    """Milliseconds of each part of a layer's step by merge, on random tensors of this shape.
+
+    Returns:
+        {"forward" | "grad_input" | "grad_weight": {merge: median milliseconds}}.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    layout = torch.channels_last if _is_last(x) else torch.contiguous_format
+    # A generator of its own: measuring must not move the run's random numbers.
+    generator = torch.Generator().manual_seed(0)
+
+    def random(shape) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator).to(x.device, dtype)
+        return values.contiguous(memory_format=layout)
+
+    pad = tuple(size // 2 for size in weight.shape[2:])
+    with torch.no_grad(), torch.autocast(kind, enabled=False):
+        inputs, own = random(x.shape), random(weight.shape)
+        outputs = torch.nn.functional.conv2d(inputs, own, None, stride, pad, 1, groups)
+        grad = random(outputs.shape)
+        times: dict[str, dict[int, float]] = {part: {} for part in PARTS}
+        for merge in candidates(groups, weight.shape[1]):
+            for part, run in _parts(inputs, own, grad, stride, pad, groups, merge).items():
+                times[part][merge] = _median_ms(run, kind)
+    return times
+
+
+def _parts(inputs, own, grad, stride, pad, groups, merge) -> dict[str, Callable[[], object]]:
+    def backward(*wanted: bool):
+        return torch.ops.aten.convolution_backward(
+            grad,
+            inputs,
+            block_diagonal(own, groups, merge),
+            None,
+            stride,
+            pad,
+            (1, 1),
+            False,
+            (0, 0),
+            groups // merge,
+            wanted,
+        )
+
+    def forward():
+        merged = block_diagonal(own, groups, merge)
+        return torch.nn.functional.conv2d(inputs, merged, None, stride, pad, 1, groups // merge)
+
+    return {
+        "forward": forward,
+        "grad_input": lambda: backward(True, False, False),
+        "grad_weight": lambda: backward(False, True, False),
+    }
+
+
+def _median_ms(run: Callable[[], object], kind: str) -> float:
+    times = []
+    for number in range(RUNS + 1):
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        if kind == "cuda":
+            torch.cuda.synchronize()
+        if number:  # the first run is slower: memory, code
+            times.append(1e3 * (time.perf_counter() - start))
+    return sorted(times)[RUNS // 2]
+
+
+def chosen(times: dict[str, dict[int, float]]) -> Merge:
+    """The fastest merge of each part, the plain one unless another clearly wins."""
+    best = []
+    for part in PARTS:
+        merge = min(times[part], key=times[part].get)
+        best.append(merge if times[part][merge] < GAIN * times[part][1] else 1)
+    return Merge(*best)
+
+
+def describe(times: dict[str, dict[int, float]]) -> str:
+    """ "forward 4 (1.04 instead of 1.98 ms), .." """
+    return ", ".join(
+        f"{part} {merge} ({times[part][merge]:.2f} instead of {times[part][1]:.2f} ms)"
+        for part, merge in zip(PARTS, chosen(times), strict=True)
+    )
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept, by the user's environment."""
+    if own := os.environ.get("RESNEXT_DET_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "resnext_det")
+
+
+@functools.cache
+def regrouping_of(choice: str) -> MeasuredRegrouping | None:
+    """MODEL.REGROUP as what `convolve` takes: "auto" measures, "off" leaves groups as they are."""
+    return MeasuredRegrouping(cache_folder()) if choice == "auto" else None

@@ -1,0 +1,151 @@
+"""A grouped convolution computed with fewer, larger groups: the same function, other kernels.
+
+C groups of d channels are C / m groups of m * d channels whose weights are zero off the diagonal
+blocks. Kernels are written for many channels a group, so the larger, half empty ones may be
+faster; forward, gradient of the input and gradient of the weight each have a best m of their own
+(`measured` finds them). Stored weights, their gradients and state dicts are those of C groups.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+
+class Merge(NamedTuple):
+    """How many groups are computed as one, in each of a layer's three convolutions.
+
+    Each divides the number of groups; 1 leaves the groups as they are.
+    """
+
+    forward: int = 1
+    grad_input: int = 1
+    grad_weight: int = 1
+
+
+# From input, weight, stride and number of groups to the merge to use.
+Regrouping = Callable[[torch.Tensor, torch.Tensor, tuple[int, int], int], Merge]
+
+
+def block_diagonal(weight: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
+    """The weight of the same convolution in ``groups / merge`` groups.
+
+    Args:
+        weight: (C_out, C_in / groups, k, k).
+        merge: a divisor of ``groups``.
+
+    Returns:
+        (C_out, merge * C_in / groups, k, k), zero off the blocks.
+    """
+    if merge == 1:
+        return weight
+    outs, ins, height, width = weight.shape
+    per_group = outs // groups
+    blocks = weight.reshape(groups // merge, merge, per_group, ins, height, width)
+    merged = weight.new_zeros(groups // merge, merge, per_group, merge, ins, height, width)
+    for number in range(merge):
+        merged[:, number, :, number] = blocks[:, number]
+    merged = merged.reshape(outs, merge * ins, height, width)
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        return merged.contiguous(memory_format=torch.channels_last)
+    return merged
+
+
+def diagonal_blocks(merged: torch.Tensor, groups: int, merge: int) -> torch.Tensor:
+    """The inverse of `block_diagonal`; what stands off the blocks is left out."""
+    if merge == 1:
+        return merged
+    outs, ins, height, width = merged.shape
+    shape = (groups // merge, merge, outs // groups, merge, ins // merge, height, width)
+    blocks = merged.reshape(shape)
+    kept = [blocks[:, number, :, number] for number in range(merge)]
+    return torch.stack(kept, dim=1).reshape(outs, ins // merge, height, width)
+
+
+class _Regrouped(torch.autograd.Function):
+    """``F.conv2d`` whose three convolutions are merged each in its own way."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding, dilation, groups, merge):
+        ctx.save_for_backward(x, weight)
+        ctx.place = (stride, padding, dilation)
+        ctx.groups, ctx.merge, ctx.has_bias = groups, merge, bias is not None
+        merged = block_diagonal(weight, groups, merge.forward)
+        return F.conv2d(x, merged, bias, stride, padding, dilation, groups // merge.forward)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = _backward(ctx, grad, x, weight, "grad_input", 0) if needs_x else None
+        grad_weight = None
+        if needs_weight:
+            merged = _backward(ctx, grad, x, weight, "grad_weight", 1)
+            grad_weight = diagonal_blocks(merged, ctx.groups, ctx.merge.grad_weight)
+        grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias and needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _backward(ctx, grad, x, weight, which: str, place: int) -> torch.Tensor:
+    merge = getattr(ctx.merge, which)
+    merged = block_diagonal(weight, ctx.groups, merge)
+    stride, padding, dilation = ctx.place
+    wanted = [number == place for number in range(3)]
+    return torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        merged,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        (0, 0),
+        ctx.groups // merge,
+        wanted,
+    )[place]
+
+
+def regrouped_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    merge: Merge,
+) -> torch.Tensor:
+    """``F.conv2d`` with the groups merged; equal to rounding, exactly in exact arithmetic.
+
+    Args:
+        x: (N, C_in, H, W). weight: (C_out, C_in / groups, k, k). bias: (C_out,) or None.
+        merge: divisors of ``groups``.
+    """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):  # as autocast does for F.conv2d
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        return _Regrouped.apply(x, weight, bias, stride, padding, dilation, groups, merge)
+
+
+def grouped_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    regrouping: Regrouping,
+) -> torch.Tensor:
+    """``F.conv2d``, regrouped where ``regrouping`` finds that it pays."""
+    merge = regrouping(x, weight, stride, groups)
+    if merge == Merge():
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return regrouped_conv2d(x, weight, bias, stride, padding, dilation, groups, merge)
