@@ -18,26 +18,51 @@ class Errors(NamedTuple):
     top5: float
 
 
+class Convolution(NamedTuple):
+    """Table 1's conv1; ``output`` is the side of its output in pixels, for a 224 x 224 image."""
+
+    output: int
+    kernel: int
+    channels: int
+    stride: int
+
+
+class Pooling(NamedTuple):
+    """Table 1's max pooling, listed under conv2."""
+
+    kernel: int
+    stride: int
+
+
 class Stage(NamedTuple):
     """A stage of Table 1.
 
     Args:
         output: side of its output in pixels, for a 224 x 224 image.
-        channels: of the first 1x1, the 3x3 and the last 1x1.
-        cardinality: C, the groups of the 3x3.
+        channels: of a block's three convolutions.
+        cardinality: C, the groups of the second.
         blocks: how many such blocks are stacked.
+        kernels: sides of the three, in pixels.
     """
 
     output: int
     channels: tuple[int, int, int]
     cardinality: int
     blocks: int
+    kernels: tuple[int, int, int] = (1, 3, 1)
 
 
 class Layers(NamedTuple):
-    """A column of Table 1; ``stages`` by our names, of which "res2" is the paper's conv2."""
+    """A column of Table 1; ``stages`` by our names, of which "res2" is the paper's conv2.
 
+    ``parameters`` and ``flops`` (multiply-adds) are those of the whole, ``classes`` the outputs
+    of the fully connected layer behind the global average pooling.
+    """
+
+    conv1: Convolution
+    pooling: Pooling
     stages: dict[str, Stage]
+    classes: int
     parameters: float
     flops: float
 
@@ -81,22 +106,28 @@ class Detection(NamedTuple):
 
 TABLE_1 = {
     "R50_1x64d": Layers(
+        conv1=Convolution(output=112, kernel=7, channels=64, stride=2),
+        pooling=Pooling(kernel=3, stride=2),
         stages={
             "res2": Stage(output=56, channels=(64, 64, 256), cardinality=1, blocks=3),
             "res3": Stage(output=28, channels=(128, 128, 512), cardinality=1, blocks=4),
             "res4": Stage(output=14, channels=(256, 256, 1024), cardinality=1, blocks=6),
             "res5": Stage(output=7, channels=(512, 512, 2048), cardinality=1, blocks=3),
         },
+        classes=1000,
         parameters=25.5e6,
         flops=4.1e9,
     ),
     "X50_32x4d": Layers(
+        conv1=Convolution(output=112, kernel=7, channels=64, stride=2),
+        pooling=Pooling(kernel=3, stride=2),
         stages={
             "res2": Stage(output=56, channels=(128, 128, 256), cardinality=32, blocks=3),
             "res3": Stage(output=28, channels=(256, 256, 512), cardinality=32, blocks=4),
             "res4": Stage(output=14, channels=(512, 512, 1024), cardinality=32, blocks=6),
             "res5": Stage(output=7, channels=(1024, 1024, 2048), cardinality=32, blocks=3),
         },
+        classes=1000,
         parameters=25.0e6,
         flops=4.2e9,
     ),
@@ -142,8 +173,18 @@ TABLE_4 = {
 }
 """Table 4: errors in percent, ImageNet-1K validation set, single 224 crop."""
 
+TABLE_4_COMPLEXITY = {
+    "R101_1x64d": 1,
+    "X101_32x4d": 1,
+    "R200_1x64d": 2,
+    "R101_1x100d": 2,
+    "X101_2x64d": 2,
+    "X101_64x4d": 2,
+}
+"""Table 4: multiply-adds as multiples of ResNet-101's, about."""
+
 TABLE_4_FLOPS = 15e9
-"""Sec. 5.1: multiply-adds of Table 4's larger models (all but the first two), about."""
+"""Sec. 5.1: multiply-adds of Table 4's models of complexity 2, about."""
 
 SHORTCUTS = {
     "R50_1x64d": 23.9,

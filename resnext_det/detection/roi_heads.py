@@ -3,14 +3,17 @@
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.roi_heads import Res5ROIHeads, ROIHeads
+from detectron2.structures import Boxes
+from torchvision.ops import RoIPool
 
 from ..config import architecture_arguments, trunk_arguments
 from ..models import Architecture, build_stage, set_compute
-from ..models.precision import autocast, in_layout
+from ..models.precision import DTYPES, autocast, in_layout
 from .backbone import precision_of
+from .roi_pool import roi_pool
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -52,7 +55,18 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
             ),
         }
 
+    def _pool(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        """(R, C, P, P): float32, or without gradients in res5's own type, which loses nothing."""
+        (level,) = self.pooler.level_poolers
+        (feature,) = features
+        rounds = isinstance(level, RoIPool)
+        if not rounds or (torch.is_grad_enabled() and feature.requires_grad):
+            return self.pooler(features, boxes)
+        rois = convert_boxes_to_pooler_format(boxes)
+        feature = feature.to(DTYPES[self.precision])  # the largest of rounded values is the same
+        return roi_pool(feature, rois, level.output_size[0], level.spatial_scale)
+
     def _shared_roi_transform(self, features, boxes) -> torch.Tensor:
-        pooled = self.pooler(features, boxes)  # (R, C, P, P), float32
+        pooled = self._pool(features, boxes)
         with autocast(self.precision, pooled.device.type):
             return self.res5(in_layout(pooled, self.channels_last)).float()
