@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import InputError
 from .folding import FoldedWeights, folded, fused, has_fused_convolution, is_fixed, needs_gradient
 from .measured import regrouping_of
-from .regroup import Regrouping, grouped_conv2d
+from .regroup import Regrouping, grouped_conv2d, is_product
 
 FUSED_TYPES = (torch.float32, torch.bfloat16)
 REGROUP = ("auto", "off")
@@ -89,9 +89,14 @@ def _convolution(
     regrouping: Regrouping | None,
 ) -> torch.Tensor:
     place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    if regrouping is None or conv.groups == 1 or x.numel() == 0 or torch.jit.is_tracing():
+    is_plain = conv.groups == 1 and not (is_product(weight, conv.stride, 1) and _is_last(x))
+    if regrouping is None or is_plain or x.numel() == 0 or torch.jit.is_tracing():
         return F.conv2d(x, weight, bias, *place)
     return grouped_conv2d(x, weight, bias, *place, regrouping)
+
+
+def _is_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _after(out: torch.Tensor, add: torch.Tensor | None, relu: bool) -> torch.Tensor:

@@ -12,11 +12,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from .regroup import Merge, block_diagonal
+from .regroup import PRODUCT, Merge, block_diagonal, is_product, product_part
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +154,18 @@ def measure(
         outputs = torch.nn.functional.conv2d(inputs, own, None, stride, pad, 1, groups)
         grad = random(outputs.shape)
         times: dict[str, dict[int, float]] = {part: {} for part in PARTS}
-        for merge in candidates(groups, weight.shape[1]):
+        merges = candidates(groups, weight.shape[1])
+        merges += [PRODUCT] * is_product(weight, stride, groups)
+        for merge in merges:
             for part, run in _parts(inputs, own, grad, stride, pad, groups, merge).items():
                 times[part][merge] = _median_ms(run, kind)
     return times
 
 
 def _parts(inputs, own, grad, stride, pad, groups, merge) -> dict[str, Callable[[], object]]:
+    if merge == PRODUCT:
+        return {part: partial(product_part, part, inputs, own, grad) for part in PARTS}
+
     def backward(*wanted: bool):
         return torch.ops.aten.convolution_backward(
             grad,

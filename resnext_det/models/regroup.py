@@ -1,9 +1,12 @@
-"""A grouped convolution computed with fewer, larger groups: the same function, other kernels.
+"""A convolution computed otherwise than it is stored: the same function, other kernels.
 
 C groups of d channels are C / m groups of m * d channels whose weights are zero off the diagonal
 blocks. Kernels are written for many channels a group, so the larger, half empty ones may be
 faster; forward, gradient of the input and gradient of the weight each have a best m of their own
 (`measured` finds them). Stored weights, their gradients and state dicts are those of C groups.
+
+A 1x1 convolution of stride 1 is a product of matrices, pixels by channels, and may be computed as
+one; its weight's gradient then is a product too, which oneDNN does sooner than its convolution's.
 """
 
 from collections.abc import Callable
@@ -13,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+PRODUCT = 0  # in place of a number of groups: a product of matrices
+
 
 class Merge(NamedTuple):
     """How many groups are computed as one, in each of a layer's three convolutions.
 
-    Each divides the number of groups; 1 leaves the groups as they are.
+    Each divides the number of groups; 1 leaves the groups as they are. `PRODUCT`, for a 1x1
+    convolution of stride 1 without groups, is a product of matrices.
     """
 
     forward: int = 1
@@ -72,6 +78,8 @@ class _Regrouped(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.place = (stride, padding, dilation)
         ctx.groups, ctx.merge, ctx.has_bias = groups, merge, bias is not None
+        if merge.forward == PRODUCT:
+            return _product(x, weight, bias)
         merged = block_diagonal(weight, groups, merge.forward)
         return F.conv2d(x, merged, bias, stride, padding, dilation, groups // merge.forward)
 
@@ -84,13 +92,50 @@ class _Regrouped(torch.autograd.Function):
         grad_weight = None
         if needs_weight:
             merged = _backward(ctx, grad, x, weight, "grad_weight", 1)
-            grad_weight = diagonal_blocks(merged, ctx.groups, ctx.merge.grad_weight)
+            grad_weight = diagonal_blocks(merged, ctx.groups, ctx.merge.grad_weight or 1)
         grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
+def is_product(weight: torch.Tensor, stride: tuple[int, int], groups: int) -> bool:
+    """Whether a convolution without padding is a product of matrices."""
+    return tuple(weight.shape[2:]) == (1, 1) and tuple(stride) == (1, 1) and groups == 1
+
+
+def as_matrix(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) as pixels by channels, (N * H * W, C); a view in channels_last memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _as_images(matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    n, _, height, width = like.shape
+    return matrix.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    filters = weight.reshape(len(weight), -1).t()
+    if bias is None:
+        return _as_images(as_matrix(x) @ filters, x)
+    return _as_images(torch.addmm(bias, as_matrix(x), filters), x)
+
+
+def _product_backward(grad, x, weight, which: str) -> torch.Tensor:
+    if which == "grad_input":
+        return _as_images(as_matrix(grad) @ weight.reshape(len(weight), -1), x)
+    return (as_matrix(grad).t() @ as_matrix(x)).reshape(weight.shape)
+
+
+def product_part(part: str, x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor):
+    """One of `Merge`'s three convolutions as a product; ``grad`` is that of the result."""
+    if part == "forward":
+        return _product(x, weight, None)
+    return _product_backward(grad, x, weight, part)
+
+
 def _backward(ctx, grad, x, weight, which: str, place: int) -> torch.Tensor:
     merge = getattr(ctx.merge, which)
+    if merge == PRODUCT:
+        return _product_backward(grad, x, weight, which)
     merged = block_diagonal(weight, ctx.groups, merge)
     stride, padding, dilation = ctx.place
     wanted = [number == place for number in range(3)]

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from resnext_det.models import measured
 from resnext_det.models.measured import MeasuredRegrouping, candidates, chosen, measure
 from resnext_det.models.regroup import (
+    PRODUCT,
     Merge,
     block_diagonal,
     diagonal_blocks,
     grouped_conv2d,
+    is_product,
     regrouped_conv2d,
 )
 
@@ -78,6 +80,47 @@ def test_under_autocast_it_is_what_autocast_makes_of_it():
     torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.02)
     found.sum().backward()
     assert weight.grad.dtype == x.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("part", ["forward", "grad_input", "grad_weight"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5), (torch.bfloat16, 0.5)]
+)
+def test_a_product_is_the_same_function(part, bias, dtype, tolerance):
+    """Each of the three alone, so that a wrong one cannot hide."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(24, 16, 1, 1, dtype=dtype, requires_grad=True)
+    b = torch.randn(24, dtype=dtype, requires_grad=True) if bias else None
+    wanted = [t for t in (x.requires_grad_(), weight, b) if t is not None]
+    place = ((1, 1), (0, 0), (1, 1), 1)
+    merge = Merge(**{part: PRODUCT})
+    expected, found = F.conv2d(x, weight, b, *place), regrouped_conv2d(x, weight, b, *place, merge)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    grad = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, wanted, grad),
+        torch.autograd.grad(expected, wanted, grad),
+        strict=True,
+    ):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "groups", "expected"),
+    [(1, 1, 1, True), (1, 2, 1, False), (3, 1, 1, False), (1, 1, 2, False)],
+)
+def test_which_convolutions_are_products(kernel, stride, groups, expected):
+    weight = torch.zeros(4, 4 // groups, kernel, kernel)
+    assert is_product(weight, (stride, stride), groups) == expected
+
+
+def test_products_are_measured_too():
+    x, weight = torch.randn(1, 8, 4, 4), torch.randn(4, 8, 1, 1)
+    assert all(list(part) == [1, PRODUCT] for part in measure(x, weight, (1, 1), 1).values())
 
 
 @pytest.mark.parametrize(
