@@ -116,7 +116,7 @@ def _is_last(x: torch.Tensor) -> bool:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -127,7 +127,7 @@ def _processor() -> str:
 def _machine(kind: str) -> str:
     if kind == "cuda":
         return torch.cuda.get_device_name()
-    return f"{_processor()} x {torch.get_num_threads()}"
+    return f"{processor()} x {torch.get_num_threads()}"
 
 
 def measure(
