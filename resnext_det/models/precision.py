@@ -1,8 +1,11 @@
 """Which arithmetic a network runs in, and on which processors bf16 is worth using."""
 
+import functools
 import logging
+import time
 
 import torch
+import torch.nn.functional as F
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +25,58 @@ def _cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in probes)
 
 
+# Of one convolution in bf16 against fp32: releases of torch were 4 to 16 times slower, or wrong, on
+# some processors. Where bf16 is right it takes a third to all of fp32's time; noise is no reason.
+SLOWEST, LARGEST_ERROR = 1.5, 0.03
+
+
 def resolve_precision(precision: str, device_type: str) -> str:
-    """ "auto" becomes "bf16" where the processor has it, else "fp32"."""
+    """ "auto" becomes "bf16" where the processor has it and a trial shows no fault, else "fp32"."""
     if precision != "auto":
         return precision
-    return "bf16" if has_bf16(device_type) else "fp32"
+    return "bf16" if has_bf16(device_type) and bf16_serves(device_type) else "fp32"
+
+
+@functools.cache
+def bf16_serves(device_type: str) -> bool:
+    """Try one convolution in both types, once a process; what is wrong goes to the log.
+
+    Returns:
+        False where bf16 takes more than `SLOWEST` times fp32's time, or is off by more than
+        `LARGEST_ERROR` of the largest value.
+    """
+    found = {dtype: _try_convolution(device_type, dtype) for dtype in ("fp32", "bf16")}
+    (expected, plain), (values, half) = found["fp32"], found["bf16"]
+    slower = half / plain
+    error = float((values - expected).abs().max() / expected.abs().max())
+    if slower <= SLOWEST and error <= LARGEST_ERROR:
+        return True
+    logger.warning(
+        "bf16 takes %.1f times fp32's time here and is off by %.2g of the largest value: "
+        'MODEL.PRECISION "auto" is fp32',
+        slower,
+        error,
+    )
+    return False
+
+
+@torch.no_grad()
+def _try_convolution(device_type: str, precision: str) -> tuple[torch.Tensor, float]:
+    """Result in float32, and the best of three times in seconds."""
+    random = torch.Generator().manual_seed(0)
+    dtype, best = DTYPES[precision], float("inf")
+    x, weight = (torch.randn(s, generator=random) for s in ((4, 64, 28, 28), (64, 64, 3, 3)))
+    x, weight = (
+        t.to(device_type, dtype).contiguous(memory_format=torch.channels_last) for t in (x, weight)
+    )
+    with autocast("fp32", device_type):
+        for _ in range(4):  # the first one pays for memory and code
+            start = time.perf_counter()
+            out = F.conv2d(x, weight, padding=1)
+            if device_type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+    return out.float(), best
 
 
 def autocast(precision: str, device_type: str) -> torch.autocast:

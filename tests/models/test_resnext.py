@@ -407,6 +407,7 @@ def test_bf16_gradients_are_float32():
 @pytest.mark.parametrize("has, expected", [(True, "bf16"), (False, "fp32")])
 def test_auto_precision_asks_the_processor(monkeypatch, has, expected):
     monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(precision, "bf16_serves", lambda _device: True)
     assert precision.resolve_precision("auto", "cpu") == expected
     assert precision.resolve_precision("fp32", "cpu") == "fp32"
     assert precision.resolve_precision("bf16", "cpu") == "bf16"
