@@ -89,8 +89,9 @@ def _convolution(
     regrouping: Regrouping | None,
 ) -> torch.Tensor:
     place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    is_plain = conv.groups == 1 and not (is_product(weight, conv.stride, 1) and _is_last(x))
-    if regrouping is None or is_plain or x.numel() == 0 or torch.jit.is_tracing():
+    if regrouping is None or torch.jit.is_tracing() or x.numel() == 0:
+        return F.conv2d(x, weight, bias, *place)
+    if conv.groups == 1 and not (is_product(weight, conv.stride, 1) and _is_last(x)):
         return F.conv2d(x, weight, bias, *place)
     return grouped_conv2d(x, weight, bias, *place, regrouping)
 
