@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from resnext_det import capacity
+from resnext_det.capacity.layers import layers_of
 from resnext_det.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,10 @@ def test_every_table_prints(call, number):
 @pytest.mark.parametrize(
     "number, cells",
     [
-        (1, ["25,557,032", "25,028,904", "[1x1, 128; 3x3, 128, C=32; 1x1, 256] x 3"]),
-        (2, ["71,456", "69,632", "112"]),
-        (3, ["44,177,704", "22.2", "21.2"]),
-        (4, ["64,666,152", "85,611,336", "20.4", "5.3"]),
+        (1, ["25,557,032", "25,028,904", "[1x1, 128; 3x3, 128, C=32; 1x1, 256] x 3", "112 x 112"]),
+        (2, ["71,456", "69,632", "112", "0.22 G"]),
+        (3, ["44,177,704", "22.2", "21.2", "4.1 G", "7.8 G"]),
+        (4, ["64,666,152", "85,611,336", "20.4", "5.3", "15 G"]),
         (7, ["34,426,698", "68,155,210", "3.65", "17.31"]),
     ],
 )
@@ -59,6 +60,59 @@ def test_known_cells(call, number, cells):
     text = call("--table", str(number))
     for cell in cells:
         assert cell in text
+
+
+def rows_of(number):
+    return [row for table in capacity.paper_table(number) for row in table.as_dict()["rows"]]
+
+
+def test_table_1_row_by_row():
+    """conv1 to the head, both networks: what is built is what the paper lists."""
+    rows = [row for row in rows_of(1) if "stage" in row]
+    names = ["conv1", "conv2", "conv3", "conv4", "conv5", "head"]
+    assert [row["stage"] for row in rows] == 2 * names
+    assert rows[0]["paper output"] == (112, 112) and rows[0]["layers"] == "7x7, 64, stride 2"
+    for row in rows:
+        assert row["output"] == row["paper output"] and row["layers"] == row["paper layers"]
+
+
+def test_layers_are_read_from_the_network():
+    """Those of another member are its own."""
+    column = layers_of("X152_16x8d_w0.5")
+    assert column.conv1 == (112, 7, 32, 2) and column.pooling == (3, 2)
+    assert list(column.stages) == ["res2", "res3", "res4", "res5"]
+    assert column.stages["res3"] == (28, (128, 128, 256), 16, 8, (1, 3, 1))
+
+
+# Table -> (our column, the paper's) and how far the paper's rounding may be from ours.
+BESIDE = {
+    1: [("parameters", "paper parameters", 0.06e6), ("multiply-adds", "paper FLOPs", 0.05e9)],
+    2: [
+        ("d", "paper d", 0),
+        ("width C x d", "paper width", 0),
+        ("parameters (Eq. 4)", "paper, about", 1.5e3),
+        ("multiply-adds at 56 x 56", "paper FLOPs, about", 0.005e9),
+    ],
+    3: [("multiply-adds", "paper FLOPs, about", 0.3e9)],
+    4: [
+        ("multiply-adds", "paper FLOPs, about", 0.5e9),
+        ("x R101_1x64d", "paper, x", 0.1),
+    ],
+    7: [("parameters, 10 classes", "paper parameters", 0.06e6)],
+}
+
+
+def test_every_table_is_compared():
+    assert set(BESIDE) == set(capacity.TABLES)
+
+
+@pytest.mark.parametrize("number", BESIDE)
+def test_the_papers_numbers_stand_beside_ours(number):
+    for ours, papers, apart in BESIDE[number]:
+        pairs = [(row[ours], row[papers]) for row in rows_of(number) if ours in row]
+        assert len(pairs) >= 2
+        for counted, printed in pairs:
+            assert counted is None or abs(counted - printed) <= apart, (ours, counted, printed)
 
 
 def test_a_network_stage_by_stage(call):

@@ -70,7 +70,14 @@ def test_table_1_is_what_is_built(name):
         number = int(stage.removeprefix("res"))
         inner = member.bottleneck_channels(number)
         assert row.channels == (inner, inner, member.out_channels(number))
+        assert row.kernels == (1, 3, 1) and row.output == 224 // 2**number
         assert (row.cardinality, row.blocks) == (member.cardinality, member.blocks_per_stage[index])
+
+
+def test_table_4_has_a_complexity_for_every_row():
+    """Two references, four models of twice their complexity."""
+    assert list(paper.TABLE_4_COMPLEXITY) == list(paper.TABLE_4)
+    assert sorted(paper.TABLE_4_COMPLEXITY.values()) == [1, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("cardinality", paper.TABLE_2)

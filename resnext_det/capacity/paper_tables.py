@@ -12,7 +12,6 @@ from .table import (
     EQ4,
     EQ4_MULTIPLY_ADDS,
     EXACT_GIGA,
-    GIGA,
     GROUP_WIDTH,
     MILLIONS,
     MODEL,
@@ -26,6 +25,7 @@ from .table import (
     Column,
     Table,
     fixed,
+    giga,
 )
 
 
@@ -36,7 +36,7 @@ def sizes_of_table_1() -> Table:
     return Table(
         title="Table 1, sizes",
         columns=(MODEL, PARAMETERS, Column("paper parameters", MILLIONS))
-        + (MULTIPLY_ADDS, Column("paper FLOPs", GIGA)),
+        + (MULTIPLY_ADDS, Column("paper FLOPs", giga)),
         rows=tuple(
             (name, size.parameters, column.parameters, size.multiply_adds, column.flops)
             for (name, size), column in zip(sizes.items(), paper.TABLE_1.values(), strict=True)
@@ -63,7 +63,7 @@ def table_2() -> Table:
         columns=(CARDINALITY, WIDTH, Column("paper d", WHOLE))
         + (GROUP_WIDTH, Column("paper width", WHOLE))
         + (EQ4, Column("paper, about", THOUSANDS))
-        + (EQ4_MULTIPLY_ADDS, Column("paper FLOPs, about", fixed(2, 1e9, " G"))),
+        + (EQ4_MULTIPLY_ADDS, Column("paper FLOPs, about", giga)),
         rows=tuple(rows),
         notes=(
             f"d is the width whose Eq. 4 value is nearest to that of C = 1, {budget:,}. "
@@ -82,7 +82,7 @@ def table_3() -> Table:
     sizes = {name: totals_of(name) for name in paper.TABLE_3}
     return Table(
         title="Table 3, preserved complexity, 224 x 224 pixels, 1,000 classes",
-        columns=(MODEL, PARAMETERS, MULTIPLY_ADDS, Column("paper FLOPs, about", GIGA), TOP1),
+        columns=(MODEL, PARAMETERS, MULTIPLY_ADDS, Column("paper FLOPs, about", giga), TOP1),
         rows=tuple(
             (name, size.parameters, size.multiply_adds)
             + (paper.TABLE_3_FLOPS[_depth(name)], paper.TABLE_3[name])
@@ -115,11 +115,11 @@ def table_4() -> Table:
         )
     return Table(
         title="Table 4, twice the complexity, 224 x 224 pixels, 1,000 classes",
-        columns=(MODEL, PARAMETERS, MULTIPLY_ADDS, Column("paper FLOPs, about", GIGA))
+        columns=(MODEL, PARAMETERS, MULTIPLY_ADDS, Column("paper FLOPs, about", giga))
         + (Column("x R101_1x64d", fixed(2)), Column("paper, x", WHOLE), TOP1, TOP5),
         rows=tuple(rows),
         notes=(
-            f"The paper's {GIGA(about[2])} is of its text (Sec. 5.1); the {GIGA(about[1])} of the "
+            f"The paper's {giga(about[2])} is of its text (Sec. 5.1); the {giga(about[1])} of the "
             "first two stands with Table 3.",
         ),
     )

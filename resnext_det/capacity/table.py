@@ -67,7 +67,12 @@ def side(size: tuple[int, int]) -> str:
 
 WHOLE = "{:,}".format
 THOUSANDS, MILLIONS = fixed(0, 1e3, " k"), fixed(1, 1e6, " M")
-GIGA, EXACT_GIGA = fixed(1, 1e9, " G"), fixed(3, 1e9, " G")
+EXACT_GIGA = fixed(3, 1e9, " G")
+
+
+def giga(value: float) -> str:
+    """As the paper prints it: 4.1 G, 15 G, 0.22 G."""
+    return f"{value / 1e9:g} G"
 
 
 # ---- columns that several tables have ----

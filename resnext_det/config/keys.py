@@ -33,6 +33,10 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # "auto": a grouped convolution is computed with as many groups as a short measurement finds
     # fastest here (models/measured.py); "off": with C. Equal to rounding.
     cfg.MODEL.REGROUP = "auto"
+    # Stride of res5's first block on RoIs. Neither the paper nor He et al. 2016 say how a RoI
+    # becomes res5's 7 x 7: 2 with POOLER_RESOLUTION 14, as in the trunk and in Detectron, or 1 with
+    # POOLER_RESOLUTION 7, the size that py-faster-rcnn pools to for VGG-16.
+    cfg.MODEL.ROI_BOX_HEAD.RES5_STRIDE = 2
     # Patterns (fnmatch) of parameters that may be missing from MODEL.WEIGHTS.
     cfg.MODEL.WEIGHTS_ALLOW_MISSING = ()
 
@@ -89,6 +93,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # the log names and counts them; in validation it is an error always.
     cfg.DATA.SKIP_UNREADABLE = False
     # Side of the square training and test crop, and of the short side before a test crop; pixels.
+    # For Table 5's 320 crop the paper does not state the short side; 320 here, the whole of it.
     cfg.DATA.CROP_SIZE = 224
     cfg.DATA.RESIZE_SIZE = 256
     # Share of the image's area that a training crop covers at least (0..1).
@@ -135,6 +140,12 @@ def _add_proposal_keys(cfg: CfgNode) -> None:
     cfg.TEST.IMS_PER_BATCH = 1
     # True: with TEST.EVAL_PERIOD, the losses on DATASETS.TEST as well, in the training's own terms.
     cfg.TEST.VALIDATION_LOSS = False
+    # Who computes AP: "pycocotools", "hotcoco" (extra "fast" of setup.py), or "auto": hotcoco where
+    # it is installed and gives pycocotools' figures on a small set, else pycocotools. The figures
+    # are the same (docs/evaluation.md).
+    cfg.TEST.SCORER = "auto"
+    # Names of the classes that AP is over; others are left out, objects and detections. (): all.
+    cfg.TEST.CLASSES = ()
 
 
 def _add_exchange_keys(cfg: CfgNode) -> None:
@@ -150,6 +161,7 @@ def get_cfg() -> CfgNode:
 
     Differs from Detectron2's defaults in four keys, so that they fit ResNeXt weights:
     ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN``, ``MODEL.PIXEL_STD``, ``MODEL.RESNETS.STRIDE_IN_1X1``.
+    The network is Detectron2's, ResNet-50: DEPTH 50, NUM_GROUPS 1, WIDTH_PER_GROUP 64.
     """
     cfg = get_detectron2_cfg()
     _add_model_keys(cfg)

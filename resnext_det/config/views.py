@@ -1,9 +1,20 @@
 """A config seen as something else: a trunk's arguments, one network's config, a flat dict."""
 
+import functools
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
 
+from ..errors import InputError
+
+# Keys of Detectron2's MODEL.RESNETS that the trunk follows. All its others must keep their
+# defaults, since the trunk would not do what they ask for.
+FOLLOWED = ("DEPTH", "OUT_FEATURES", "NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1", "NORM")
+INSTEAD = {
+    "RES2_OUT_CHANNELS": "WIDTH_MULTIPLIER scales stem and stages together",
+    "STEM_OUT_CHANNELS": "WIDTH_MULTIPLIER scales stem and stages together",
+}
 NETWORKS = ("rpn", "fast_rcnn")
 TRAINED = (*NETWORKS, "joint")  # "joint": both heads on one trunk
 
@@ -11,9 +22,16 @@ TRAINED = (*NETWORKS, "joint")  # "joint": both heads on one trunk
 def architecture_arguments(cfg: CfgNode) -> dict[str, Any]:
     """MODEL.RESNETS as the fields of ``models.Architecture``.
 
-    A config without our keys (a plain Detectron2 one) gets their defaults.
+    A config without our keys (a plain Detectron2 one) gets their defaults. NUM_GROUPS 1 and
+    WIDTH_PER_GROUP 64 are Detectron2's in both: a ResNet, where ``models.build_resnext`` without
+    arguments is 32x4d.
+
+    Raises:
+        InputError: a key of Detectron2's that the trunk does not follow has another value than
+            its default.
     """
     keys = cfg.MODEL.RESNETS
+    _check_ignored(keys)
     return {
         "depth": keys.DEPTH,
         "cardinality": keys.NUM_GROUPS,
@@ -24,8 +42,37 @@ def architecture_arguments(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _defaults() -> CfgNode:
+    return get_detectron2_cfg().MODEL.RESNETS
+
+
+def _check_ignored(keys: CfgNode) -> None:
+    for key, default in _defaults().items():
+        if key in FOLLOWED or _plain(keys.get(key, default)) == _plain(default):
+            continue
+        instead = f" ({INSTEAD[key]})" if key in INSTEAD else ""
+        raise InputError(
+            "MODEL.RESNETS",
+            f"{key} is {keys[key]!r}, which this package's networks do not follow",
+            f"set it to {default!r}{instead}, or take Detectron2's own network, "
+            'MODEL.BACKBONE.NAME "build_resnet_backbone"',
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def trunk_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """MODEL.RESNETS as the keyword arguments of ``models.build_resnext``."""
+    """MODEL.RESNETS as the keyword arguments of ``models.build_resnext``.
+
+    Without our keys they are that function's own defaults; `get_cfg` sets CHANNELS_LAST, FUSE
+    and REGROUP for speed.
+
+    Raises:
+        InputError: as `architecture_arguments`.
+    """
     return {
         **architecture_arguments(cfg),
         "form": cfg.MODEL.RESNETS.get("FORM", "c"),

@@ -13,6 +13,7 @@ from ..engine.run import record_run
 from ..errors import InputError
 from ..weights import read_record
 from . import report, stage_files, stages
+from .backbone import check_detector
 from .detector import check_classes, require_detector, stored_cfg
 from .weights_setup import apply_record
 
@@ -41,6 +42,7 @@ def prepare(cfg: CfgNode) -> None:
                 'give those, or "" to start from random ones',
             )
         apply_record(cfg, record, cfg.MODEL.WEIGHTS)
+    check_detector(cfg)
 
 
 def _load_data_sets(cfg: CfgNode) -> None:

@@ -1,6 +1,7 @@
 """The Fast R-CNN head of a C4 network: res5 of the trunk's own family on every RoI."""
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
@@ -9,11 +10,51 @@ from detectron2.modeling.roi_heads.roi_heads import Res5ROIHeads, ROIHeads
 from detectron2.structures import Boxes
 from torchvision.ops import RoIPool
 
-from ..config import architecture_arguments, trunk_arguments
+from ..config import trunk_arguments
+from ..errors import InputError
 from ..models import Architecture, build_stage, set_compute
 from ..models.precision import DTYPES, autocast, in_layout
-from .backbone import precision_of
+from .backbone import precision_of, require_res5
 from .roi_pool import roi_pool
+
+
+def _res5_stride(cfg: CfgNode) -> int:
+    """MODEL.ROI_BOX_HEAD.RES5_STRIDE; 2 in a plain Detectron2 config. Raises InputError."""
+    stride = cfg.MODEL.ROI_BOX_HEAD.get("RES5_STRIDE", 2)
+    if stride not in (1, 2):
+        raise InputError(
+            "MODEL.ROI_BOX_HEAD", f"RES5_STRIDE is {stride!r}", "set it to 2, or 1 with 7x7 RoIs"
+        )
+    return stride
+
+
+def _feature(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], architecture: Architecture
+) -> tuple[str, ShapeSpec]:
+    """The one feature that res5 goes on from. Raises InputError where it is not res4's."""
+    names, wanted = list(cfg.MODEL.ROI_HEADS.IN_FEATURES), architecture.out_channels(4)
+    given = [name for name in names if name in input_shape]
+    if len(names) != 1 or not given or input_shape[given[0]].channels != wanted:
+        channels = {name: shape.channels for name, shape in input_shape.items()}
+        raise InputError(
+            "MODEL.ROI_HEADS",
+            f"IN_FEATURES is {names}, and res5 reads one feature of {wanted} channels; the "
+            f"backbone gives {channels}",
+            'set it to ["res4"], with MODEL.RESNETS.OUT_FEATURES ["res4"]; a feature pyramid has '
+            'ROI_HEADS.NAME "StandardROIHeads"',
+        )
+    return names[0], input_shape[names[0]]
+
+
+def _check_tasks(cfg: CfgNode) -> None:
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise InputError(
+                "MODEL",
+                f"{key} is True, and ResNeXtRes5ROIHeads finds boxes only",
+                f"set {key} False, or take a feature pyramid with StandardROIHeads, as "
+                "configs/beyond/mask_rcnn_X101_32x4d_FPN.yaml does",
+            )
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -22,10 +63,14 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
 
     Detectron2's own head always builds three full-width blocks; this one builds res5 from
     ``models``, so that trunk and head agree for every depth and width. Pooling and the
-    sibling layers run in float32, res5 in MODEL.PRECISION (He et al. 2016, Appendix A).
+    sibling layers run in float32, res5 in MODEL.PRECISION (He et al. 2016, Appendix A). At
+    depth 200 the pooled values are sums, and res5's first block activates them.
+
+    Raises:
+        InputError: a depth without res5, another feature than res4, masks or key points.
     """
 
-    def __init__(self, cfg, input_shape):
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]):
         super().__init__(cfg, input_shape)
         self.precision = precision_of(cfg)
         trunk = trunk_arguments(cfg)
@@ -35,9 +80,10 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         set_compute(self.res5, trunk["fuse"], trunk["regroup"])
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
-        name = cfg.MODEL.ROI_HEADS.IN_FEATURES[0]
-        architecture = Architecture(**architecture_arguments(cfg))
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        _check_tasks(cfg)
+        architecture = require_res5(cfg)
+        name, shape = _feature(cfg, input_shape, architecture)
         trunk = trunk_arguments(cfg)
         channels = architecture.out_channels(5)
         return {
@@ -45,11 +91,13 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
             "in_features": [name],
             "pooler": ROIPooler(
                 output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
-                scales=(1.0 / input_shape[name].stride,),
+                scales=(1.0 / shape.stride,),
                 sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
                 pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
             ),
-            "res5": build_stage(architecture, 5, trunk["norm"], trunk["form"]),
+            "res5": build_stage(
+                architecture, 5, trunk["norm"], trunk["form"], stride=_res5_stride(cfg)
+            ),
             "box_predictor": FastRCNNOutputLayers(
                 cfg, ShapeSpec(channels=channels, height=1, width=1)
             ),
@@ -66,7 +114,9 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         feature = feature.to(DTYPES[self.precision])  # the largest of rounded values is the same
         return roi_pool(feature, rois, level.output_size[0], level.spatial_scale)
 
-    def _shared_roi_transform(self, features, boxes) -> torch.Tensor:
+    def _shared_roi_transform(
+        self, features: list[torch.Tensor], boxes: list[Boxes]
+    ) -> torch.Tensor:
         pooled = self._pool(features, boxes)
         with autocast(self.precision, pooled.device.type):
             return self.res5(in_layout(pooled, self.channels_last)).float()

@@ -48,7 +48,8 @@ class Architecture:
     """One member of the family.
 
     Args:
-        depth: number of layers, a key of ``BLOCKS_PER_STAGE``. 200 has pre-activation blocks;
+        depth: number of layers, a key of ``BLOCKS_PER_STAGE``. 200 has pre-activation blocks,
+            of which there is one form only (Fig. 3's forms a and b are of the paper's own block);
             11, 20, 29, 38 and 56 are the three-stage networks for CIFAR's 32 x 32 images.
         cardinality: C, the number of paths of a block (paper, Sec. 3.3); 1 is a ResNet.
         bottleneck_width: d, channels of one path in res2; doubles at each stage (Table 2).
@@ -160,6 +161,11 @@ class Architecture:
         return self.depth in CIFAR_BLOCKS
 
     @property
+    def has_res5(self) -> bool:
+        """Four stages, as Detectron2's heads and pyramids expect them; not so for CIFAR."""
+        return 5 in self.stages
+
+    @property
     def is_preactivation(self) -> bool:
         """Norm and ReLU before the convolutions (He et al., ECCV 2016)."""
         return self.depth in PREACTIVATION_DEPTHS
@@ -171,10 +177,22 @@ class Architecture:
 
     @property
     def blocks_per_stage(self) -> tuple[int, ...]:
+        """Residual blocks in each of ``stages``."""
         return BLOCKS_PER_STAGE[self.depth]
 
     @property
+    def stem_stride(self) -> int:
+        """4 (7x7 of stride 2, max pooling of stride 2; Table 1), or CIFAR's 1."""
+        return 1 if self.is_cifar else 4
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image from one cell of the last stage to the next: 32, or CIFAR's 4."""
+        return self.stem_stride * 2 ** (len(self.stages) - 1)
+
+    @property
     def stem_channels(self) -> int:
+        """Output channels of the stem: 64 at width 1."""
         return int(STEM_CHANNELS * self.width_multiplier)
 
     def out_channels(self, stage: int) -> int:
@@ -194,6 +212,7 @@ class Architecture:
         return stage - 2
 
     def as_dict(self) -> dict:
+        """The fields as ``Architecture(**...)`` takes them; travels in a weights file."""
         return asdict(self)
 
 

@@ -113,8 +113,8 @@ class Bottleneck(BottleneckBlock):
 
     Args:
         in_channels, out_channels, bottleneck_channels, stride, num_groups, norm,
-            stride_in_1x1, dilation: as Detectron2's ``BottleneckBlock``; ``num_groups`` is C
-            and ``bottleneck_channels`` is C * d.
+            stride_in_1x1: as Detectron2's ``BottleneckBlock``; ``num_groups`` is C and
+            ``bottleneck_channels`` is C * d. There is no dilation: no network here has any.
         form: "a" aggregated transformations, "b" early concatenation, "c" grouped convolution
             (paper, Fig. 3). State dicts are the same for all three.
         has_shortcut: False leaves out identity and projection (paper, Sec. 5.1).
@@ -135,7 +135,6 @@ class Bottleneck(BottleneckBlock):
         num_groups: int = 1,
         norm: Norm = "BN",
         stride_in_1x1: bool = False,
-        dilation: int = 1,
         form: str = "c",
         has_shortcut: bool = True,
     ):
@@ -148,7 +147,6 @@ class Bottleneck(BottleneckBlock):
             num_groups=num_groups,
             norm=norm,
             stride_in_1x1=stride_in_1x1,
-            dilation=dilation,
         )
         self.form, self.has_shortcut = form, has_shortcut
         if not has_shortcut:
@@ -186,7 +184,7 @@ class Bottleneck(BottleneckBlock):
             own = slice(first, first + width)
             y = F.conv2d(x, conv1.weight[own], stride=conv1.stride)
             y = F.relu_(norm1(y, own))
-            y = F.conv2d(y, conv2.weight[own], None, conv2.stride, conv2.padding, conv2.dilation)
+            y = F.conv2d(y, conv2.weight[own], None, conv2.stride, conv2.padding)
             paths.append((F.relu_(norm2(y, own)), own))
         return paths
 

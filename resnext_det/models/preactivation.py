@@ -10,6 +10,7 @@ from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from torch import nn
 
 from ..errors import InputError
+from .architecture import PREACTIVATION_DEPTHS
 from .blocks import Norm, check_form
 
 # Where a block's first norm and ReLU stand: nowhere, before the split, inside the path.
@@ -20,7 +21,8 @@ class NormReLU(CNNBlockBase):
     """Norm and ReLU behind the last block, which itself ends in an addition.
 
     The last child of res5, so that the feature is activated wherever res5 is used, as the
-    head of a detector too. (N, channels, H, W) to the same shape.
+    head of a detector too (``bn1`` and ``relu1`` of ijkguo/mx-rcnn, symbol_resnet.py).
+    (N, channels, H, W) to the same shape.
     """
 
     def __init__(self, channels: int, *, norm: Norm = "BN"):
@@ -46,7 +48,7 @@ class PreactivationBlock(CNNBlockBase):
         activation: "none": the input is activated already (first block of res2, behind the
             stem's ReLU), there is no norm1; "both": norm1 and ReLU feed path and projection
             (first block of res3..res5); "path": they stand inside the path (all others).
-        form: "c", the only one there is.
+        form: "c", the only one there is: forms a and b (Fig. 3) are of the paper's own block.
 
     Raises:
         InputError: another form, or an unknown ``activation``.
@@ -101,7 +103,8 @@ def check_preactivation_form(form: str) -> None:
     if form != "c":
         raise InputError(
             "MODEL.RESNETS",
-            f"FORM is {form!r} and the blocks are pre-activation blocks",
+            f"FORM is {form!r}, and the pre-activation blocks of DEPTH "
+            f"{', '.join(map(str, PREACTIVATION_DEPTHS))} have no such form",
             'set FORM "c": forms (a) and (b) are of the paper\'s own block (Fig. 3)',
         )
 

@@ -63,9 +63,11 @@ def bf16_serves(device_type: str) -> bool:
 @torch.no_grad()
 def _try_convolution(device_type: str, precision: str) -> tuple[torch.Tensor, float]:
     """Result in float32, and the best of three times in seconds."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
     dtype, best = DTYPES[precision], float("inf")
-    x, weight = (torch.randn(s, generator=random) for s in ((4, 64, 28, 28), (64, 64, 3, 3)))
+    # On the CPU also where a network is just being built on another device, as on "meta".
+    shapes = ((4, 64, 28, 28), (64, 64, 3, 3))
+    x, weight = (torch.randn(s, generator=random, device="cpu") for s in shapes)
     x, weight = (
         t.to(device_type, dtype).contiguous(memory_format=torch.channels_last) for t in (x, weight)
     )

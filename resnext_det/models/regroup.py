@@ -113,10 +113,13 @@ def _as_images(matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    # Written into a tensor of its own: autograd allows no change in place of a view, and the
+    # shortcut is added in place.
+    shape = (len(x), len(weight), *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     filters = weight.reshape(len(weight), -1).t()
-    if bias is None:
-        return _as_images(as_matrix(x) @ filters, x)
-    return _as_images(torch.addmm(bias, as_matrix(x), filters), x)
+    torch.mm(as_matrix(x), filters, out=as_matrix(out))
+    return out if bias is None else out.add_(bias.reshape(1, -1, 1, 1))
 
 
 def _product_backward(grad, x, weight, which: str) -> torch.Tensor:
@@ -125,7 +128,9 @@ def _product_backward(grad, x, weight, which: str) -> torch.Tensor:
     return (as_matrix(grad).t() @ as_matrix(x)).reshape(weight.shape)
 
 
-def product_part(part: str, x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor):
+def product_part(
+    part: str, x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor
+) -> torch.Tensor:
     """One of `Merge`'s three convolutions as a product; ``grad`` is that of the result."""
     if part == "forward":
         return _product(x, weight, None)

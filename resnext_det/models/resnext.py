@@ -15,10 +15,11 @@ from torch import nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .blocks import Bottleneck, Norm, check_form, check_norm
+from .blocks import Bottleneck, Norm
+from .checks import check_features, check_layers, check_numbers, check_precision
 from .convolve import set_compute
-from .preactivation import NormReLU, PreactivationBlock, check_preactivation_form
-from .precision import DTYPES, autocast, in_layout
+from .preactivation import NormReLU, PreactivationBlock
+from .precision import autocast, in_layout
 from .stems import build_stem
 
 
@@ -30,7 +31,9 @@ class ResNeXt(ResNet):
     s = 4, 4, 8, 16, 32 (CIFAR: ``stem`` and ``res2``..``res4``, 1, 1, 2, 4), and
     {"linear": (N, num_classes)}; float32 also in bf16 arithmetic, float64 stays float64.
     Sides smaller than s give a map of one cell. At depth 200 only the last stage's feature
-    ends in a ReLU: the others are sums, which the next stage's first block activates.
+    ends in a ReLU: the others are sums, which the next stage's first block activates. A C4
+    detector's RPN and RoI pooling take res4's sums as they are, as in ijkguo/mx-rcnn
+    (rcnn/symbol/symbol_resnet.py); so do the 1x1 convolutions of a feature pyramid.
 
     Raises (``forward``):
         InputError: images of another shape or number of channels, or with a side of 0 pixels.
@@ -40,7 +43,7 @@ class ResNeXt(ResNet):
         self,
         architecture: Architecture,
         stem: nn.Module,
-        stages: list,
+        stages: list[list[CNNBlockBase]],
         *,
         num_classes: int | None,
         out_features: list[str] | None,
@@ -89,38 +92,6 @@ def _at_least_float32(feature: torch.Tensor) -> torch.Tensor:
     return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
-def _check_choices(
-    architecture: Architecture, precision: str, out_features: list[str] | None, num_classes: Any
-) -> None:
-    if precision not in DTYPES:
-        raise InputError(
-            "MODEL", f"PRECISION is {precision!r}", f"choose one of {', '.join(DTYPES)}"
-        )
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
-        raise InputError(
-            "build_resnext",
-            f"num_classes is {num_classes!r}",
-            "give a whole number, 1 or more, or None for no head",
-        )
-    stages = [f"res{stage}" for stage in architecture.stages]
-    names = ["stem", *stages] + ["linear"] * (num_classes is not None)
-    if out_features is not None and not (out_features and set(out_features) <= set(names)):
-        raise InputError(
-            "MODEL.RESNETS",
-            f"OUT_FEATURES is {out_features!r}",
-            f"name one or more of {', '.join(names)}",
-        )
-
-
-def _check_layers(architecture: Architecture, norm: Norm, form: str) -> None:
-    check = check_preactivation_form if architecture.is_preactivation else check_form
-    check(form)
-    channels = [architecture.stem_channels]
-    for stage in architecture.stages:
-        channels += [architecture.out_channels(stage), architecture.bottleneck_channels(stage)]
-    check_norm(norm, channels)
-
-
 def _init_linear(linear: nn.Linear) -> None:
     """fb.resnet.torch: weight U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as Torch7's default, bias 0."""
     bound = 1 / math.sqrt(linear.in_features)
@@ -129,7 +100,7 @@ def _init_linear(linear: nn.Linear) -> None:
 
 
 def build_stage(
-    architecture: Architecture, stage: int, norm: Norm, form: str = "c"
+    architecture: Architecture, stage: int, norm: Norm, form: str = "c", stride: int | None = None
 ) -> list[CNNBlockBase]:
     """The blocks of ``res<stage>`` (2..5): 1x1 reduce, grouped 3x3, 1x1 restore; each with norm.
 
@@ -137,14 +108,26 @@ def build_stage(
     The first block of res3..res5 has stride 2. At depth 200 the blocks are
     `PreactivationBlock` and a `NormReLU` follows the last stage's.
 
+    Args:
+        stride: of the first block; None: the trunk's, 2 but for res2.
+
     Raises:
         InputError: no such stage, form or norm.
     """
-    _check_layers(architecture, norm, form)
+    check_layers(architecture, norm, form)
+    return _blocks(architecture, stage, norm, form, stride)
+
+
+def _blocks(
+    architecture: Architecture, stage: int, norm: Norm, form: str, stride: int | None = None
+) -> list[CNNBlockBase]:
+    """`build_stage` without its checks, which one network needs once."""
     out_channels = architecture.out_channels(stage)
     blocks = architecture.blocks_per_stage[stage - 2]
+    if stride is None:
+        stride = 1 if stage == 2 else 2
     layers = {
-        "stride_per_block": [1 if stage == 2 else 2] + [1] * (blocks - 1),
+        "stride_per_block": [stride] + [1] * (blocks - 1),
         "in_channels": (
             architecture.stem_channels if stage == 2 else architecture.out_channels(stage - 1)
         ),
@@ -168,14 +151,28 @@ def build_stage(
     )
 
 
+def _architecture(depth: int | str, **others: Any) -> Architecture:
+    """The member of a name alone, or of numbers, where None stands for the default."""
+    given = {field: value for field, value in others.items() if value is not None}
+    if not isinstance(depth, str):
+        return Architecture(depth, **given)
+    if given:
+        raise InputError(
+            "build_resnext",
+            f'the name "{depth:.40}" and {", ".join(f"{k}={v!r}" for k, v in given.items())}',
+            "give the name alone, which says all of it, or numbers alone",
+        )
+    return Architecture.from_name(depth)
+
+
 def build_resnext(
-    depth: int = 50,
-    cardinality: int = 32,
-    bottleneck_width: int = 4,
+    depth: int | str = 50,
+    cardinality: int | None = None,
+    bottleneck_width: int | None = None,
     *,
-    width_multiplier: float = 1.0,
-    stride_in_1x1: bool = False,
-    shortcut: bool = True,
+    width_multiplier: float | None = None,
+    stride_in_1x1: bool | None = None,
+    shortcut: bool | None = None,
     form: str = "c",
     norm: Norm = "BN",
     num_classes: int | None = None,
@@ -189,36 +186,51 @@ def build_resnext(
 ) -> ResNeXt:
     """Build a ResNeXt, or a ResNet by ``cardinality=1, bottleneck_width=64`` (paper, Table 1).
 
-    A name is enough too: ``build_resnext(**Architecture.from_name("X29_8x64d").as_dict())``.
+    Numbers or a name: ``build_resnext(50, 32, 4)`` is ``build_resnext("X50_32x4d")``.
+
+    The defaults here are the paper's network, ResNeXt-50 (32x4d), computed as PyTorch does. A
+    config has others: in ``resnext_det.get_cfg()`` NUM_GROUPS 1 and WIDTH_PER_GROUP 64 stay
+    Detectron2's (ResNet-50), and CHANNELS_LAST, FUSE and REGROUP are set for speed.
 
     Args:
         depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1, shortcut: see
-            `Architecture`.
+            `Architecture`, whose defaults None stands for. Or, in place of ``depth`` and alone,
+            a name that `Architecture.from_name` reads: "X101_64x4d", "X29_8x64d_w0.5".
         form: "a", "b" or "c" of Fig. 3, the same function of the same parameters; "c", the
-            grouped convolution, is much the fastest, and the only one at depth 200.
+            grouped convolution, is much the fastest. Forms a and b do not exist at depth 200.
         norm: "BN", "SyncBN", "FrozenBN", "GN", "LN" or "" as Detectron2's ``get_norm`` takes
             them; with forms "a" and "b" only "BN", "FrozenBN" and "".
         num_classes: number of classes of the ``linear`` head, or None for no head.
         out_features: names among "stem", "res2".."res5" (CIFAR: "res4"), "linear"; None gives
             the last layer. Without a head, stages behind the last feature are not built.
-        freeze_at: number of stages frozen from the front: 1 the stem, 2 also res2, ...
+        freeze_at: number of stages frozen from the front, 0..5 (CIFAR 0..4): 1 the stem, 2 also
+            res2, ...
         precision: "fp32", "bf16" or "fp16" (autocast; parameters stay float32).
         channels_last: keep images, weights and features in channels_last memory.
         fuse, regroup: see `set_compute`; faster, and equal to rounding.
+        in_channels: channels of the images, 1 or more.
 
     Raises:
-        InputError: unknown depth, form, norm, feature or precision, less than one class, or
-            channels that are no whole numbers.
+        InputError: an unknown depth, name, form, norm, feature or precision, a name with numbers
+            beside it, less than one class or channel, ``freeze_at`` out of range, or channels
+            that are no whole numbers.
     """
-    architecture = Architecture(
-        depth, cardinality, bottleneck_width, width_multiplier, stride_in_1x1, shortcut
+    architecture = _architecture(
+        depth,
+        cardinality=cardinality,
+        bottleneck_width=bottleneck_width,
+        width_multiplier=width_multiplier,
+        stride_in_1x1=stride_in_1x1,
+        shortcut=shortcut,
     )
-    _check_choices(architecture, precision, out_features, num_classes)
-    _check_layers(architecture, norm, form)
+    check_precision(precision)
+    check_numbers(architecture, num_classes, freeze_at, in_channels)
+    check_features(architecture, out_features, has_head=num_classes is not None)
+    check_layers(architecture, norm, form)
     model = ResNeXt(
         architecture,
         build_stem(architecture, norm, in_channels),
-        [build_stage(architecture, stage, norm, form) for stage in architecture.stages],
+        [_blocks(architecture, stage, norm, form) for stage in architecture.stages],
         num_classes=num_classes,
         out_features=out_features,
         freeze_at=freeze_at,

@@ -55,6 +55,6 @@ def build_stem(
     norm: Norm,
     in_channels: int = 3,
 ) -> CNNBlockBase:
-    """The stem of ``architecture``: stride 4 (7x7 and max pooling, Table 1), CIFAR's stride 1."""
+    """The stem of ``architecture``, of its ``stem_stride``: ImageNet's (Table 1) or CIFAR's."""
     stem = CifarStem if architecture.is_cifar else ImageNetStem
     return stem(in_channels, architecture.stem_channels, norm)

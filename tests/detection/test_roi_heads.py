@@ -7,6 +7,7 @@ from detectron2.modeling import build_roi_heads
 from detectron2.structures import Boxes
 
 from resnext_det.config import get_cfg, trunk_arguments
+from resnext_det.errors import InputError
 from resnext_det.models import build_resnext
 
 MEMBERS = [
@@ -75,3 +76,59 @@ def test_shape_spec_decides_the_scale():
     cfg = make_cfg(14, 4, 8, 0.125)
     heads = build_roi_heads(cfg, {"res4": ShapeSpec(channels=128, stride=8)})
     assert heads.pooler.level_poolers[0].spatial_scale == 1 / 8
+
+
+# ---- what the head refuses ----
+
+
+@pytest.mark.parametrize(
+    "features, given",
+    [
+        (["res3"], {"res3": 64, "res4": 128}),  # not what res5 goes on from
+        (["res5"], {"res4": 128}),
+        (["res4", "res3"], {"res3": 64, "res4": 128}),
+        (["p4"], {"p4": 256}),
+        ([], {"res4": 128}),
+    ],
+    ids=str,
+)
+def test_features_that_are_not_res4(features, given):
+    cfg = make_cfg(14, 4, 8, 0.125)
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = features
+    shapes = {name: ShapeSpec(channels=channels, stride=16) for name, channels in given.items()}
+    text = refusal(cfg, shapes)
+    assert text.startswith(f"MODEL.ROI_HEADS: IN_FEATURES is {features}, ")
+    assert "one feature of 128 channels" in text and str(given) in text
+
+
+@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON"])
+def test_boxes_only(key):
+    cfg = make_cfg(14, 4, 8, 0.125)
+    cfg.MODEL[key] = True
+    assert f"MODEL: {key} is True" in refusal(cfg)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("DEPTH", 29, "DEPTH is 29, a network for CIFAR without the res5"),
+        ("FORM", "d", "FORM is 'd'"),
+        ("NORM", "Batch", "NORM: found 'Batch'"),
+    ],
+)
+def test_networks_without_such_a_res5(key, value, words):
+    assert words in refusal(make_cfg(14, 4, 8, 0.125, **{key: value}))
+
+
+@pytest.mark.parametrize("stride", [0, 3, "2"])
+def test_strides_of_res5(stride):
+    cfg = make_cfg(14, 4, 8, 0.125)
+    cfg.MODEL.ROI_BOX_HEAD.RES5_STRIDE = stride
+    assert f"MODEL.ROI_BOX_HEAD: RES5_STRIDE is {stride!r}" in refusal(cfg)
+
+
+def refusal(cfg, shapes=None):
+    with pytest.raises(InputError) as refused:
+        build_roi_heads(cfg, shapes or {"res4": ShapeSpec(channels=128, stride=16)})
+    assert "\n" not in str(refused.value)
+    return str(refused.value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from torch import nn
 
 from resnext_det.errors import InputError
@@ -346,3 +346,9 @@ def test_norms_that_are_not(norm, words):
     assert str(refused.value).startswith("MODEL.RESNETS.NORM: ")
     for word in words:
         assert word in str(refused.value)
+
+
+def test_there_is_no_dilation():
+    """No network here has any; Detectron2's make_stage would pass it on."""
+    with pytest.raises(TypeError, match="dilation"):
+        ResNet.make_stage(Bottleneck, 1, in_channels=8, out_channels=8, dilation=2, **NUMBERS)

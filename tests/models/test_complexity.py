@@ -150,10 +150,16 @@ def test_activations_of_one_stage():
     assert stem.output == (56, 56)
 
 
-def test_no_shortcut_saves_the_projections():
-    full, bare = (totals(build(f"X50_32x4d{suffix}"), 224) for suffix in ("", "_noshortcut"))
+@pytest.mark.parametrize("name", ["R50_1x64d", "X50_32x4d"])
+def test_no_shortcut_saves_the_projections(name):
+    """Sec. 5.1: 2.78 M parameters of four projections and their norms."""
+    full, bare = (totals(build(f"{name}{suffix}"), 224) for suffix in ("", "_noshortcut"))
     projections = sum(a * b + 2 * b for a, b in ((64, 256), (256, 512), (512, 1024), (1024, 2048)))
     assert full.parameters - bare.parameters == projections
+
+
+def test_the_strides_place_changes_no_parameter():
+    assert totals(build("X50_32x4d_stride1x1"), 224).parameters == IMAGENET["X50_32x4d"][0]
 
 
 def test_the_network_is_left_as_it_is():

@@ -12,7 +12,7 @@ from resnext_det.models import build_resnext, convolve
 from resnext_det.models.convolve import Compute
 from resnext_det.models.folding import FoldedWeights, has_fused_convolution, is_fixed
 from resnext_det.models.measured import MeasuredRegrouping
-from resnext_det.models.regroup import Merge
+from resnext_det.models.regroup import PRODUCT, Merge, is_product
 
 FUSED = Compute(fuse=True)
 
@@ -149,11 +149,17 @@ def test_whole_networks(depth, c, d, norm, train):
             module.running_var.uniform_(0.5, 2)
     fast = build_resnext(depth, c, d, **arguments, fuse=True).double().train(train)
     fast.load_state_dict(plain.state_dict())
-    merge = Merge(2, 4, 2) if c > 1 else Merge()
+
+    def regrouping(x, weight, stride, groups):
+        if is_product(weight, stride, groups):
+            return Merge(PRODUCT, PRODUCT, PRODUCT)
+        return Merge(2, 4, 2) if groups > 1 else Merge()
+
     for module in fast.modules():
         if isinstance(getattr(module, "compute", None), Compute):
-            module.compute = Compute(fuse=True, regrouping=lambda *_: merge)
+            module.compute = Compute(fuse=True, regrouping=regrouping)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last)
     results = []
     for model in (plain, fast):
         out = model(x)["linear"]

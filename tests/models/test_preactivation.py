@@ -252,7 +252,7 @@ def test_every_norm(norm):
 def test_other_forms_are_refused(build, form):
     with pytest.raises(InputError) as refused:
         build(form)
-    for word in ("MODEL.RESNETS: ", f"FORM is '{form}'", "pre-activation", 'FORM "c"'):
+    for word in (f"MODEL.RESNETS: FORM is '{form}'", "pre-activation", "DEPTH 200", 'FORM "c"'):
         assert word in str(refused.value)
 
 

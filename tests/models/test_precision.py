@@ -67,3 +67,10 @@ def test_the_trial_itself():
     assert torch.equal(torch.get_rng_state(), state)  # a run's random numbers are its own
     assert found.dtype == expected.dtype == torch.float32 and min(plain, half) > 0
     assert 0 < float((found - expected).abs().max() / expected.abs().max()) < 0.03
+
+
+def test_while_a_network_is_built_without_memory():
+    """`anchors_of` and `check_detector` build on "meta", for a device that has memory."""
+    with torch.device("meta"):
+        result, seconds = precision._try_convolution("cpu", "bf16")
+    assert result.device.type == "cpu" and result.isfinite().all() and seconds > 0

@@ -11,8 +11,10 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
+from resnext_det.config import get_cfg, trunk_arguments
+from resnext_det.config.reading import PRECISIONS
 from resnext_det.errors import InputError
-from resnext_det.models import Architecture, build_resnext, build_stage, precision
+from resnext_det.models import Architecture, build_resnext, build_stage, checks, precision
 
 STAGES = ["stem", "res2", "res3", "res4", "res5"]
 TINY = {"depth": 14, "cardinality": 4, "bottleneck_width": 8, "width_multiplier": 0.25}
@@ -103,6 +105,13 @@ def test_last_layer_is_the_default_output():
         ({"precision": "fp8"}, ["PRECISION", "fp8", "bf16"]),
         ({"precision": "auto"}, ["PRECISION", "auto", "bf16"]),
         ({"depth": 51}, ["DEPTH", "51", "50, 101, 152"]),
+        ({"freeze_at": 6}, ["MODEL.BACKBONE: FREEZE_AT is 6", "up to 5", "res2..res5"]),
+        ({"freeze_at": -1}, ["FREEZE_AT is -1", "0 (nothing)"]),
+        ({"freeze_at": 1.5}, ["FREEZE_AT is 1.5"]),
+        ({"freeze_at": True}, ["FREEZE_AT is True"]),
+        ({"depth": 29, "freeze_at": 5}, ["FREEZE_AT is 5", "up to 4", "res2..res4"]),
+        ({"in_channels": 0}, ["build_resnext: in_channels is 0", "1 or more", "PIXEL_MEAN"]),
+        ({"in_channels": 3.0}, ["in_channels is 3.0", "1 or more"]),
         ({"num_classes": 0}, ["build_resnext: num_classes is 0", "1 or more"]),
         ({"num_classes": -3}, ["num_classes is -3", "1 or more"]),
         ({"num_classes": True}, ["num_classes is True", "whole number"]),
@@ -119,6 +128,68 @@ def test_refusals(arguments, words):
         build_resnext(**{**TINY, **arguments})
     for word in words:
         assert word in str(refused.value)
+
+
+# ---- names and defaults ----
+
+
+def test_a_name_is_enough():
+    network = build_resnext("X14_4x8d_w0.25", num_classes=3)
+    assert network.architecture == Architecture(**TINY)
+    assert network.linear.out_features == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"cardinality": 8}, ['the name "X50_32x4d" and cardinality=8', "the name alone"]),
+        ({"bottleneck_width": 4}, ["bottleneck_width=4"]),
+        ({"width_multiplier": 1.0}, ["width_multiplier=1.0"]),
+        ({"stride_in_1x1": False, "shortcut": True}, ["stride_in_1x1=False, shortcut=True"]),
+    ],
+    ids=str,
+)
+def test_a_name_with_numbers_is_refused(arguments, words):
+    """Also where they agree: the next name would not."""
+    with pytest.raises(InputError) as refused:
+        build_resnext("X50_32x4d", **arguments)
+    for word in ("build_resnext: ", *words):
+        assert word in str(refused.value)
+
+
+def test_names_of_no_network():
+    with pytest.raises(InputError, match='architecture name: "X51_32x4d": DEPTH is 51'):
+        build_resnext("X51_32x4d")
+    with pytest.raises(InputError, match="architecture name: 'resnext50' is not of the form"):
+        build_resnext("resnext50")
+
+
+def test_the_defaults_are_the_papers_network():
+    """A config's are Detectron2's: docstrings of `build_resnext` and of `get_cfg`."""
+    with torch.device("meta"):
+        plain = build_resnext()
+        ours = build_resnext(**trunk_arguments(get_cfg()))
+        detectron2s = build_resnext(**trunk_arguments(plain_cfg()))
+    assert plain.architecture.name == "X50_32x4d" and not plain.channels_last
+    assert ours.architecture.name == "R50_1x64d" and ours.channels_last
+    assert detectron2s.architecture.name == "R50_1x64d_stride1x1" and not detectron2s.channels_last
+    fused = [network.stem.compute.fuse for network in (plain, ours, detectron2s)]
+    assert fused == [False, True, False]
+
+
+def test_the_config_knows_the_same_precisions():
+    """It may not import them."""
+    assert PRECISIONS == (*precision.DTYPES, "auto")
+
+
+def test_norms_are_checked_once(monkeypatch):
+    """Not again for every stage."""
+    asked = []
+    monkeypatch.setattr(checks, "check_norm", lambda norm, channels: asked.append(list(channels)))
+    build_resnext(**TINY)
+    assert len(asked) == 1
+    build_stage(Architecture(**TINY), 5, "BN")
+    assert len(asked) == 2 and asked[0] == asked[1]
 
 
 @pytest.mark.parametrize("norm, form, word", [("Batch", "c", "NORM: found"), ("BN", "d", "FORM")])
