@@ -13,6 +13,7 @@ from ..errors import InputError
 from .keys import get_cfg
 from .views import flatten
 
+SCORERS = ("auto", "pycocotools", "hotcoco")  # detection.scorer_backends.CHOICES
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
 
@@ -166,6 +167,7 @@ def check_cfg(cfg: CfgNode, source: str) -> None:
                 f"DATASETS.COCO_JSON holds {entry!r}",
                 "write each entry as [name, json file, image folder]",
             )
+    _check_choice(source, "TEST.SCORER", cfg.TEST.SCORER, SCORERS)
     _check_choice(source, "SOLVER.FINAL_WEIGHTS", cfg.SOLVER.FINAL_WEIGHTS, ("last", "best"))
     wants_figures = cfg.SOLVER.EARLY_STOP > 0 or cfg.SOLVER.FINAL_WEIGHTS == "best"
     if wants_figures and cfg.TEST.EVAL_PERIOD < 1:

@@ -1,4 +1,4 @@
-"""AP, AP50 and average recall, on Detectron2's COCO evaluator."""
+"""AP, AP50 and average recall of a detector; what they count is in docs/evaluation.md."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -14,8 +14,10 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from ..data.coco import read_registered
-from ..errors import InputError
+from . import scorer_reasons as reasons
 from .loaders import build_test_loader
+from .scorer import IOUS
+from .scorer_evaluator import BoxEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ RECALLS = {  # figure -> (Detectron2's name of the areas, proposals an image)
     for suffix, area in (("", "all"), ("s", "small"), ("m", "medium"), ("l", "large"))
     for limit in RECALL_AT
 }
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+IMAGES_LOOKED_AT = 8  # for the best score, where no detection passed the threshold
 
 
 def coco_api(name: str) -> COCO:
@@ -34,37 +36,6 @@ def coco_api(name: str) -> COCO:
     coco.dataset = read_registered(name)
     coco.createIndex()
     return coco
-
-
-class BoxEvaluator(COCOEvaluator):
-    """Detectron2's evaluator on the checked annotations; keeps the precision-recall curves.
-
-    `precision` after `evaluate`: float64 (10 IoUs, 101 recalls, classes), NaN where a class
-    has no object; None where there was nothing to score.
-    """
-
-    def __init__(self, name: str, output_dir: str, max_dets: int):
-        super().__init__(
-            name,
-            tasks=("bbox",),
-            output_dir=output_dir,
-            use_fast_impl=False,
-            max_dets_per_image=max_dets,
-        )
-        self._coco_api = coco_api(name)
-        self.precision: np.ndarray | None = None
-
-    def process(self, inputs, outputs) -> None:
-        super().process(inputs, [{"instances": x["instances"]} for x in outputs])
-
-    def _derive_coco_results(self, coco_eval, iou_type, class_names=None) -> dict[str, float]:
-        if coco_eval is not None:
-            curves = coco_eval.eval["precision"][..., 0, -1]  # all areas, most detections
-            self.precision = np.where(curves < 0, np.nan, curves)
-            return super()._derive_coco_results(coco_eval, iou_type, class_names)
-        # The data set has objects (checked on reading) and none was found: that is an AP of 0.
-        logger.warning("no detection passed the score threshold: every AP is 0")
-        return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 0.0)
 
 
 def _no_proposal() -> Instances:
@@ -129,7 +100,7 @@ def _average_recall(overlaps: torch.Tensor) -> float:
     """Percent, from every object's best IoU (N,); NaN without objects."""
     if not len(overlaps):
         return float("nan")
-    thresholds = torch.tensor(IOU_THRESHOLDS).float()
+    thresholds = torch.tensor(IOUS).float()
     recalls = [(overlaps >= t).float().sum() / float(len(overlaps)) for t in thresholds]
     return 100 * float(torch.stack(recalls).mean())
 
@@ -148,42 +119,60 @@ def recall_lines(recall: dict[str, float]) -> list[str]:
     ]
 
 
+def box_evaluator(cfg: CfgNode, name: str) -> BoxEvaluator:
+    """The evaluator of boxes that the config's TEST keys describe."""
+    return BoxEvaluator(
+        name,
+        str(Path(cfg.OUTPUT_DIR, "inference", name)),
+        cfg.TEST.DETECTIONS_PER_IMAGE,
+        scorer=cfg.TEST.SCORER,
+        classes=cfg.TEST.CLASSES,
+        tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+    )
+
+
 def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, float]]:
     """Score a joined detector on one data set; percent.
 
     Returns:
         {"bbox": {"AP", "AP50", .., "AP-<class>"}, "proposals": {"AR@100", .., "ARs@100", ..}} on
-        the main process, {} elsewhere. Precision-recall curves are left in inference/<name>/.
+        the main process, {} elsewhere; with MODEL.MASK_ON "segm" as well. Precision-recall curves are left in inference/<name>/.
     """
-    folder = Path(cfg.OUTPUT_DIR, "inference", name)
-    boxes = BoxEvaluator(name, str(folder), cfg.TEST.DETECTIONS_PER_IMAGE)
-    _check_has_objects(boxes)
+    boxes = box_evaluator(cfg, name)
     loader = build_test_loader(cfg, name)
     results = inference_on_dataset(model, loader, [boxes, RecallEvaluator(name)])
     if not comm.is_main_process():
         return {}
-    curves = folder / "precision.npy"
+    curves = Path(boxes.output_dir, "precision.npy")
     curves.unlink(missing_ok=True)  # of an earlier evaluation
     if boxes.precision is not None:
         np.save(curves, boxes.precision)
+    else:
+        _log_best_score(cfg, model, name)
     box, (recall, *of_sizes) = results["bbox"], recall_lines(results["proposals"])
     logger.info(
-        "%s: AP %.1f, AP50 %.1f (%d detections an image at most); %s",
+        "%s: AP %.1f, AP50 %.1f (%d detections an image at most%s); %s",
         name,
         box["AP"],
         box["AP50"],
         cfg.TEST.DETECTIONS_PER_IMAGE,
+        f"; {len(boxes.chosen)} of {len(boxes.truth.class_ids)} classes" if boxes.classes else "",
         recall,
     )
     logger.info("%s: %s", name, "; ".join(of_sizes))
+    if masks := results.get("segm"):
+        logger.info("%s: masks: AP %.1f, AP50 %.1f", name, masks["AP"], masks["AP50"])
     return dict(results)
 
 
-def _check_has_objects(boxes: BoxEvaluator) -> None:
-    annotations = boxes._coco_api.dataset["annotations"]
-    if all(entry["iscrowd"] for entry in annotations):
-        raise InputError(
-            boxes._metadata.json_file,
-            "holds no object that is not a crowd, so there is no AP",
-            "give a validation file with objects",
+def _log_best_score(cfg: CfgNode, model: nn.Module, name: str) -> None:
+    """Say what the network's scores are, where none was over the threshold."""
+    loader = build_test_loader(cfg, name)
+    scores = reasons.scores_without_threshold(model, loader, IMAGES_LOOKED_AT)
+    if len(scores):
+        logger.warning(
+            "%s: MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g; without it the first images have: %s",
+            name,
+            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            reasons.histogram(scores),
         )

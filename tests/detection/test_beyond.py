@@ -1,5 +1,6 @@
 """Guard the systems beyond the paper's: feature pyramids and masks, in both of two networks."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def test_masks(demo_set, tmp_path):
     pipeline.run(cfg, resume=False)
     assert "loss_mask" in read_metrics(tmp_path / "fast_rcnn" / "metrics.json")
     assert "loss_mask" not in read_metrics(tmp_path / "rpn" / "metrics.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["segm"].keys() == results["bbox"].keys()
     model, _ = load_detector(tmp_path / "model_final.safetensors")
     (output,) = model([{"image": torch.zeros(3, 96, 120, dtype=torch.uint8)}])
     assert output["instances"].pred_masks.shape[1:] == (96, 120)
