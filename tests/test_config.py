@@ -366,6 +366,7 @@ def test_the_papers_trunk():
         "channels_last": True,
         "fuse": True,
         "regroup": "auto",
+        "recompute": False,
     }
 
 

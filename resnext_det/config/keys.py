@@ -33,6 +33,9 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # "auto": a grouped convolution is computed with as many groups as a short measurement finds
     # fastest here (models/measured.py); "off": with C. Equal to rounding.
     cfg.MODEL.REGROUP = "auto"
+    # True: blocks compute their inner features again in the backward pass instead of keeping them:
+    # less memory, a third more time, the same numbers.
+    cfg.MODEL.RECOMPUTE = False
     # Stride of res5's first block on RoIs. Neither the paper nor He et al. 2016 say how a RoI
     # becomes res5's 7 x 7: 2 with POOLER_RESOLUTION 14, as in the trunk and in Detectron, or 1 with
     # POOLER_RESOLUTION 7, the size that py-faster-rcnn pools to for VGG-16.

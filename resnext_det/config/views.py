@@ -80,6 +80,7 @@ def trunk_arguments(cfg: CfgNode) -> dict[str, Any]:
         "channels_last": cfg.MODEL.get("CHANNELS_LAST", False),
         "fuse": cfg.MODEL.get("FUSE", False),
         "regroup": cfg.MODEL.get("REGROUP", "off"),
+        "recompute": cfg.MODEL.get("RECOMPUTE", False),
     }
 
 

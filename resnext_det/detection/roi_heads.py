@@ -77,7 +77,7 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         self.channels_last = trunk["channels_last"]
         if self.channels_last:
             self.res5.to(memory_format=torch.channels_last)
-        set_compute(self.res5, trunk["fuse"], trunk["regroup"])
+        set_compute(self.res5, trunk["fuse"], trunk["regroup"], trunk["recompute"])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:

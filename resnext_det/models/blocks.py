@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 from .convolve import PLAIN, convolve
+from .recompute import recomputed
 
 Norm = str | Callable[[int], nn.Module]  # what Detectron2's get_norm takes
 FORMS = ("a", "b", "c")
@@ -155,6 +156,11 @@ class Bottleneck(BottleneckBlock):
             _check_sliceable(self.conv2.norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.compute.recompute and torch.is_grad_enabled():
+            return recomputed(self._forward, x, self)
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.form == "c":
             return self._grouped(x)
         out = {"a": self._aggregated, "b": self._concatenated}[self.form](x)

@@ -29,28 +29,31 @@ class Compute:
         fuse: fold fixed norms into the weights, and use fused operators where there are any:
             equal to rounding.
         regrouping: how a grouped convolution is computed; None: as it stands.
+        recompute: blocks compute their inner features again in the backward pass.
     """
 
     fuse: bool = False
     regrouping: Regrouping | None = None
+    recompute: bool = False
 
 
 PLAIN = Compute()
 
 
-def set_compute(model: nn.Module, fuse: bool, regroup: str) -> None:
+def set_compute(model: nn.Module, fuse: bool, regroup: str, recompute: bool = False) -> None:
     """Choose for all blocks and stems in ``model``, which hold it as ``compute``.
 
     Args:
         fuse: MODEL.FUSE.
         regroup: MODEL.REGROUP, "auto" (measured, `models.measured`) or "off".
+        recompute: MODEL.RECOMPUTE.
 
     Raises:
         InputError: another ``regroup``.
     """
     if regroup not in REGROUP:
         raise InputError("MODEL", f"REGROUP is {regroup!r}", f"choose one of {', '.join(REGROUP)}")
-    compute = Compute(fuse, regrouping_of(regroup))
+    compute = Compute(fuse, regrouping_of(regroup), recompute)
     for module in model.modules():
         if isinstance(getattr(module, "compute", None), Compute):
             module.compute = compute

@@ -12,6 +12,8 @@ from torch import nn
 from ..errors import InputError
 from .architecture import PREACTIVATION_DEPTHS
 from .blocks import Norm, check_form
+from .convolve import PLAIN
+from .recompute import recomputed
 
 # Where a block's first norm and ReLU stand: nowhere, before the split, inside the path.
 ACTIVATIONS = ("none", "both", "path")
@@ -54,6 +56,8 @@ class PreactivationBlock(CNNBlockBase):
         InputError: another form, or an unknown ``activation``.
     """
 
+    compute = PLAIN
+
     def __init__(
         self,
         in_channels: int,
@@ -87,6 +91,11 @@ class PreactivationBlock(CNNBlockBase):
             self.shortcut = _convolution(in_channels, out_channels, 1, stride=stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.compute.recompute and torch.is_grad_enabled():
+            return recomputed(self._forward, x, self)
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         out = x if self.activation == "none" else _activate(self.norm1, x)
         if self.activation == "both":
             x = out
