@@ -14,7 +14,7 @@ from ..data.coco import class_names
 from ..engine.run import choose_device
 from ..errors import InputError
 from ..models import Architecture
-from ..weights import WeightsRecord, load_all, read_record, read_weights
+from ..weights import WeightsRecord, check_fit, load_all, read_record, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def load_detector(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Modu
         cfg = cfg_from_text(record.config, str(path))
         choose_device(cfg)
     model = build_model(cfg).eval()
+    check_fit(model, record, path)
     logger.info("%s: %s", path, load_all(model, tensors, path))
     return model, cfg
 

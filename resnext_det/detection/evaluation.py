@@ -136,7 +136,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
 
     Returns:
         {"bbox": {"AP", "AP50", .., "AP-<class>"}, "proposals": {"AR@100", .., "ARs@100", ..}} on
-        the main process, {} elsewhere; with MODEL.MASK_ON "segm" as well. Precision-recall curves are left in inference/<name>/.
+        the main process, {} elsewhere; with MODEL.MASK_ON "segm" as well. Precision-recall curves
+        are left in inference/<name>/.
     """
     boxes = box_evaluator(cfg, name)
     loader = build_test_loader(cfg, name)

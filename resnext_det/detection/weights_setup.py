@@ -5,33 +5,27 @@ must agree with it. So nobody types pixel statistics by hand, and a wrong pair c
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
 
 from ..config import flatten, get_cfg
 from ..errors import InputError
 from ..models import Architecture
 from ..weights import WeightsRecord
+from ..weights.fit import KEYS, are_near
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURE_KEYS = {
-    "depth": "MODEL.RESNETS.DEPTH",
-    "cardinality": "MODEL.RESNETS.NUM_GROUPS",
-    "bottleneck_width": "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "width_multiplier": "MODEL.RESNETS.WIDTH_MULTIPLIER",
-    "shortcut": "MODEL.RESNETS.SHORTCUT",
-}
-DEFAULTS = Architecture().as_dict()
+NORM = "MODEL.RESNETS.NORM"
+# Of Detectron2's get_norm, those with a running mean and variance.
+WITH_STATISTICS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 
 def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(
-            abs(a - b) < 1e-3 for a, b in zip(first, second, strict=True)
-        )
-    return first == second
+    return are_near(first, second) if isinstance(first, list | tuple) else first == second
 
 
 def _set(cfg: CfgNode, key: str, value: Any) -> None:
@@ -42,20 +36,20 @@ def _set(cfg: CfgNode, key: str, value: Any) -> None:
     node[leaf] = value
 
 
-def apply_record(cfg: CfgNode, record: WeightsRecord, source: str) -> None:
+def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> None:
     """Set pixel format, statistics and stride place; check norm, depth and widths.
+
+    Args:
+        cfg: changed in place; `resnext_det.get_cfg`'s or a plain Detectron2 one.
+        record: of `resnext_det.weights.read_record`.
+        source: the weights file's name, for messages.
 
     Raises:
         InputError: names the key, both values and the mend.
     """
-    now, default = flatten(cfg), flatten(get_cfg())
-    if record.fused_norm and now["MODEL.RESNETS.NORM"] != "FrozenBN":
-        raise InputError(
-            "config",
-            f"MODEL.RESNETS.NORM is {now['MODEL.RESNETS.NORM']!r}, but the norms of {source} are "
-            "fused to scale and shift and have no statistics to train on",
-            'set MODEL.RESNETS.NORM "FrozenBN" or give other weights',
-        )
+    base = get_cfg() if "SHORTCUT" in cfg.MODEL.RESNETS else get_detectron2_cfg()
+    now, default = {**flatten(get_cfg()), **flatten(cfg)}, flatten(base)
+    _check_norm(now[NORM], record, source)
     settable = {
         "INPUT.FORMAT": record.pixel_format,
         "MODEL.PIXEL_MEAN": list(record.pixel_mean),
@@ -69,13 +63,34 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str) -> None:
             raise _conflict(key, now[key], value, source)
         logger.info("%s set to %s, as %s records", key, value, source)
         _set(cfg, key, value)
-    theirs = {**DEFAULTS, **record.architecture}  # the first records had fewer fields
-    for field, key in ARCHITECTURE_KEYS.items():
-        if not _same(now[key], theirs[field]):
+    # The first records had fewer fields.
+    theirs = {**Architecture().as_dict(), **record.architecture}
+    for field, key in KEYS.items():
+        if key not in settable and now[key] != theirs[field]:
             raise _conflict(key, now[key], theirs[field], source)
 
 
-def _conflict(key: str, ours: Any, theirs: Any, source: str) -> InputError:
+def _check_norm(norm: str, record: WeightsRecord, source: str | Path) -> None:
+    """Norms are never set: which one is trained with is the user's choice among those that fit."""
+    if record.fused_norm and norm != "FrozenBN":
+        found = "are fused to scale and shift and have no statistics to train on"
+        mend = f'set {NORM} "FrozenBN"'
+    elif record.has_statistics and norm not in WITH_STATISTICS:
+        found = "have running statistics, which that has no place for"
+        mend = f'set {NORM} "FrozenBN", "BN" or "SyncBN"'
+    elif not record.has_statistics and norm in WITH_STATISTICS:
+        found = "have no running statistics"
+        mend = f"set {NORM} to the one that they were trained with"
+    else:
+        return
+    raise InputError(
+        "config",
+        f"{NORM} is {norm!r}, but the norms of {source} {found}",
+        f"{mend} or give other weights",
+    )
+
+
+def _conflict(key: str, ours: Any, theirs: Any, source: str | Path) -> InputError:
     return InputError(
         "config",
         f"{key} is {ours!r}, but {source} was trained with {theirs!r}",

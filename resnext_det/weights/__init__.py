@@ -3,6 +3,7 @@
 from .export import export_weights
 from .facts import Facts
 from .files import fingerprint, read_record, read_source, read_weights, save_weights
+from .fit import check_fit
 from .layout import architecture_from
 from .load import LoadReport, load_all, load_trunk, load_weights
 from .reading import Source
@@ -14,6 +15,7 @@ __all__ = [
     "Source",
     "WeightsRecord",
     "architecture_from",
+    "check_fit",
     "export_weights",
     "fingerprint",
     "load_all",

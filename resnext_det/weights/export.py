@@ -17,8 +17,9 @@ from ..errors import InputError
 from ..models import Architecture
 from .facts import IMAGENET
 from .files import plain, save_weights, written_whole
-from .layout import COUNTER, check_layout
+from .layout import check_layout
 from .names import to_torchvision
+from .norms import COUNTER
 from .reading import Source
 from .record import WeightsRecord
 

@@ -26,7 +26,7 @@ from ..models import Architecture
 from .record import FORMATS, are_numbers
 
 OPTIONS = {
-    "pixel_format": "--pixel-format RGB|BGR",
+    "pixel_format": f"--pixel-format {'|'.join(FORMATS)}",
     "pixel_mean": "--pixel-mean A B C",
     "pixel_std": "--pixel-std A B C",
     "stride_in_1x1": "--stride-in-1x1 true|false",
@@ -54,7 +54,7 @@ class Facts:
     def __post_init__(self):
         mean, std = self.pixel_mean, self.pixel_std
         if self.pixel_format not in (None, *FORMATS):
-            raise _error("pixel_format", self.pixel_format, "give RGB or BGR")
+            raise _error("pixel_format", self.pixel_format, f"give {' or '.join(FORMATS)}")
         if mean is not None and not are_numbers(list(mean)):
             raise _error("pixel_mean", mean, "give three finite numbers on the 0..255 scale")
         if std is not None and not (are_numbers(list(std)) and min(std) > 0):

@@ -27,8 +27,10 @@ FROM: dict[str, Callable[[str], str | None]] = {
 TO = {"torchvision": to_torchvision, "caffe2": to_caffe2}
 MARKS = {
     "caffe2": re.compile(r"conv1_w|res[2-5]_[0-9]+_branch.+"),
-    "torchvision": re.compile(r"(conv1|layer[1-4]\.[0-9]+)\..+"),
-    "detectron2": re.compile(r"(backbone\.(bottom_up\.)?)?(stem\.conv1|res[2-5]\.[0-9]+)\..+"),
+    "torchvision": re.compile(r"(backbone\.)?(conv1|layer[1-4]\.[0-9]+)\..+"),
+    "detectron2": re.compile(
+        r"(backbone\.(bottom_up\.)?|trunk\.)?(stem\.conv1|res[2-5]\.[0-9]+)\..+"
+    ),
 }
 # Modules of Detectron2's, torchvision's and MMDetection's detectors; blobs of Detectron1's.
 DETECTOR = re.compile(
@@ -39,8 +41,8 @@ DETECTOR = re.compile(
 OWN_CHECKPOINT = re.compile(r"trunk\.(stem|res[2-5]|linear)\..+")
 # Networks beside the family, by a key that the family has not.
 VARIANTS = (
-    (re.compile(r"conv1\.[0-9]+\..+"), "a deep stem"),
-    (re.compile(r"layer[1-4]\..+\.conv[123]\..+\..+"), "convolutions of another kind"),
+    (re.compile(r"(backbone\.)?(conv1|stem)\.[0-9]+\..+"), "a deep stem"),
+    (re.compile(r"(backbone\.)?layer[1-4]\..+\.conv[123]\..+\..+"), "convolutions of another kind"),
     (re.compile(r".+\.(se|eca|ca|attn)\..+"), "channel attention (squeeze and excitation)"),
     (re.compile(r".+\.downsample\.2\..+"), "shortcuts with average pooling"),
     (re.compile(r".+_gn_[sb]"), "group normalisation"),
@@ -57,24 +59,16 @@ def recognise(keys: Iterable[str], path: str | Path) -> str:
     """ "torchvision", "detectron2" or "caffe2".
 
     Raises:
-        InputError: a detector's keys, a training checkpoint's of this package, or unknown ones.
+        InputError: a detector's keys, or unknown ones.
     """
     keys = list(keys)
-    for mark, found, mend in (
-        (
-            DETECTOR,
-            "holds a whole detector",
+    detectors = [key for key in keys if DETECTOR.fullmatch(key)]
+    if detectors:
+        raise InputError(
+            path,
+            f"holds a whole detector ({first(detectors)})",
             "give the classification (ImageNet) weights that its training started from",
-        ),
-        (
-            OWN_CHECKPOINT,
-            "is a checkpoint for resuming a classification run",
-            "give the model_final.safetensors that the finished run wrote",
-        ),
-    ):
-        matching = [key for key in keys if mark.fullmatch(key)]
-        if matching:
-            raise InputError(path, f"{found} ({first(matching)})", mend)
+        )
     counts = {family: sum(map(bool, map(m.fullmatch, keys))) for family, m in MARKS.items()}
     family = max(counts, key=counts.get)
     if counts[family]:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import InputError
+from ..models import Architecture
 from .facts import NO_FACTS, Facts
+from .kinds import is_safetensors
+from .layout import check_layout
+from .machine import phrase, told_of
+from .names import trunk_name
+from .norms import check_variances, has_statistics
 from .reading import Source, read_foreign
 from .record import KEY, WeightsRecord, record_from_metadata
+from .state_dicts import plain_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +67,16 @@ def read_record(path: str | Path) -> WeightsRecord:
 
     Another program's has no record: its family and shapes say what is known (`read_foreign`).
     """
-    metadata = _own_metadata(path)
-    if metadata is None:
-        return read_foreign(path).record
-    return record_from_metadata(metadata, str(path))
+    return _own_record(path) or read_foreign(path).record
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], WeightsRecord]:
     """All tensors (on the CPU), in our names, and the record; logs what was left out.
 
     Raises:
-        InputError: the file is missing, cut off, not of a known family (see `read_foreign`), or
-            its record is wrong.
+        InputError: the file is missing, cut off, not of a known family (see `read_foreign`), its
+            record is wrong, or its tensors are not those of the record's network, are not
+            finite, or hold a negative variance.
     """
     source = read_source(path)
     if source.record.family != "resnext_det" or source.dropped:
@@ -84,49 +90,48 @@ def read_source(path: str | Path, given: Facts = NO_FACTS) -> Source:
     Args:
         given: facts that another program's file does not carry; ours carry them.
     """
-    metadata = _own_metadata(path)
-    if metadata is None:
+    record = _own_record(path)
+    if record is None:
         return read_foreign(path, given)
-    record = record_from_metadata(metadata, str(path))
     if given != NO_FACTS:
         raise InputError(
             path,
             "has a record that says how pixels are fed to it",
             "leave --pixel-format, --pixel-mean, --pixel-std and --stride-in-1x1 away",
         )
-    with _open(path) as file:
-        try:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError) as error:
-            raise InputError(path, f"is damaged ({error})", "copy or train it again") from error
+    tensors = _own_tensors(path)
+    if record.kind == "classification":
+        check_layout(
+            tensors,
+            Architecture(**record.architecture),
+            str(path),
+            known="by its record",
+            may_lack=True,  # what a model misses is named, or allowed, where it is loaded
+        )
+    check_variances(tensors, path)
     return Source(str(path), tensors, record, {}, len(tensors))
 
 
-def _own_metadata(path: str | Path) -> dict[str, str] | None:
-    """The metadata of a safetensors file that has a record of ours, else None."""
-    if not Path(path).is_file():
-        raise InputError(
-            path,
-            "the weights file does not exist",
-            "give MODEL.WEIGHTS a file that a training run wrote (`make demo` writes "
-            "output/demo/classification/model_final.safetensors), another program's ResNet or "
-            'ResNeXt, or "" for random weights',
-        )
-    if not _is_safetensors(path):
+def _own_record(path: str | Path) -> WeightsRecord | None:
+    """The record in a safetensors file of ours; None for any other file."""
+    if not is_safetensors(path):
         return None
     with _open(path) as file:
-        metadata = file.metadata() or {}
-    return metadata if KEY in metadata else None
+        metadata, names = file.metadata() or {}, list(file.keys())
+    if KEY not in metadata:
+        return None
+    record = record_from_metadata(metadata, str(path))
+    if record.kind != "classification":  # whose other parts have norms of their own
+        names = filter(trunk_name, names)
+    return replace(record, has_statistics=has_statistics(names))
 
 
-def _is_safetensors(path: str | Path) -> bool:
-    """By the JSON that follows its own length, 8 bytes."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "check its rights") from error
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32
+def _own_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    with _open(path) as file, told_of(path):
+        return {
+            key: plain_tensor(phrase(key), file.get_tensor(key))
+            for key in file.keys()  # noqa: SIM118
+        }
 
 
 def _open(path: str | Path):

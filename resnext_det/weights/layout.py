@@ -9,9 +9,8 @@ from ..errors import InputError
 from ..models import BLOCKS_PER_STAGE, Architecture, build_resnext
 from ..models.architecture import STEM_CHANNELS
 from .families import first
+from .norms import COUNTER, has_statistics
 
-# BN's step counter, which FrozenBN and Caffe2 do not have.
-COUNTER = "num_batches_tracked"
 BLOCK = re.compile(r"res([2-5])\.([0-9]{1,3})\.conv[123]\.weight")
 MEND = "give a whole ResNet or ResNeXt of bottleneck blocks"
 
@@ -92,8 +91,14 @@ def check_layout(
     architecture: Architecture,
     source: str,
     spelled: Callable[[str], str] = str,
+    known: str = "by its shapes",
+    may_lack: bool = False,
 ) -> None:
     """Compare names and shapes with those of the network itself; the head may be missing.
+
+    Args:
+        known: where the architecture was read, for messages.
+        may_lack: other tensors may be missing too (MODEL.WEIGHTS_ALLOW_MISSING).
 
     Raises:
         InputError: names the tensor in the file's own spelling.
@@ -101,14 +106,17 @@ def check_layout(
     head = tensors.get("linear.weight")
     with torch.device("meta"):  # shapes without memory
         classes = len(head) if head is not None and head.dim() else 0
-        model = build_resnext(**architecture.as_dict(), num_classes=classes or None)
+        model = build_resnext(
+            **architecture.as_dict(), norm=_norm_of(tensors), num_classes=classes or None
+        )
     due = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = [name for name in due if name not in tensors and not name.endswith(COUNTER)]
+    missing = [] if may_lack else missing
     left_over = [name for name in tensors if name not in due]
     for names, words in ((missing, "lacks"), (left_over, "holds, beyond its architecture,")):
         if names:
             found = first([spelled(name) for name in names])
-            raise InputError(source, f"{architecture.name} by its shapes, {words} {found}", MEND)
+            raise InputError(source, f"{architecture.name} {known}, {words} {found}", MEND)
     for name, tensor in tensors.items():
         if tensor.shape != due[name]:
             raise InputError(
@@ -119,3 +127,10 @@ def check_layout(
             )
         if not (tensor.is_floating_point() or name.endswith(COUNTER)):
             raise InputError(source, f"{spelled(name)} is of {tensor.dtype}", "give real numbers")
+
+
+def _norm_of(tensors: dict[str, torch.Tensor]) -> str:
+    """A norm that has these tensors: with statistics, with scale and shift alone, or none."""
+    if has_statistics(tensors):
+        return "BN"
+    return "LN" if "stem.conv1.norm.weight" in tensors else ""

@@ -12,8 +12,11 @@ builds the layers: torchvision's ``models/resnet.py`` (timm's are the same), Det
 import re
 from collections.abc import Iterator
 
+from .norms import COUNTER
+
 NETWORKS = ("rpn.", "fast_rcnn.")
 PLACES = ("backbone.bottom_up.", "backbone.", "roi_heads.")
+OWN = "trunk."  # of `classification.Classifier`
 TRUNK_PARTS = ("stem.", "res2.", "res3.", "res4.", "res5.")
 
 BLOCKS = 50  # of a stage; the deepest network has 36
@@ -30,7 +33,7 @@ NORM_FIELDS = {
     "bias": ("b", "beta"),
     "running_mean": ("rm", "running_mean"),
     "running_var": ("riv", "running_var"),  # riv too is the variance, not its inverse
-    "num_batches_tracked": (),
+    COUNTER: (),
 }
 FIELDS = {"weight": ("w",), "bias": ("b",)}
 
@@ -67,10 +70,12 @@ CAFFE2_HEAD = re.compile(r"^(fc|last_out_L)[0-9]{3,6}(?=_[wb]$)")
 def from_torchvision(key: str) -> str | None:
     """torchvision's or timm's name in ours; None if the table has no such tensor.
 
+    MMClassification and MMPretrain put "backbone." before these names, and "head." before "fc.".
+
     >>> from_torchvision("layer1.0.downsample.1.running_var")
     'res2.0.shortcut.norm.running_var'
     """
-    return OURS_OF_TORCHVISION.get(key)
+    return OURS_OF_TORCHVISION.get(re.sub(r"^(backbone\.|head\.(?=fc\.))", "", key))
 
 
 def to_torchvision(name: str) -> str | None:
@@ -81,10 +86,12 @@ def to_torchvision(name: str) -> str | None:
 def from_detectron2(key: str) -> str | None:
     """The name in a Detectron2 classification file in ours: without prefix, the head as "linear".
 
+    Checkpoints of this package's own classification runs have these names behind "trunk.".
+
     >>> from_detectron2("backbone.bottom_up.res2.0.conv1.weight")
     'res2.0.conv1.weight'
     """
-    name = _without_prefix(key, PLACES[:2]) or key
+    name = _without_prefix(key, (*PLACES[:2], OWN)) or key
     # Detectron2's converter puts "stem." before all of torchvision's that is in no layer.
     name = re.sub(r"^stem\.fc\.", "linear.", name)
     return name if name in TORCHVISION else None

@@ -1,6 +1,5 @@
 """Another program's classification weights, turned into ours with a record."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,18 +7,17 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from .containers import read_container, tensors_of
+from .containers import read_container
 from .facts import NO_FACTS, Facts, rule_of
-from .families import FAMILIES, first, recognise, renamed, spelling
+from .families import FAMILIES, OWN_CHECKPOINT, first, recognise, renamed, spelling
 from .layout import architecture_from
+from .norms import check_variances, fill_fused, fold_biases
 from .record import WeightsRecord
+from .state_dicts import tensors_of
 from .torch7_modules import torch7_weights
 
 BESIDE = "stands beside the weights"
-ZEROS = "a convolution's bias, all zeros"
-FOLDED = "a convolution's bias, subtracted from the running mean behind it"
-CONVOLUTION_BIAS = re.compile(r".+\.(conv[123]|shortcut)\.bias")
-EPS = 1e-5  # of all norms here; Detectron2's FrozenBN has the same running_var to begin with
+STATE_IT = "convert it by tools/convert_weights.py with"
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,15 @@ class Source:
 def read_foreign(path: str | Path, given: Facts = NO_FACTS) -> Source:
     """Another program's classification weights, every entry accounted for.
 
-    Caffe2's fused norms (scale and shift alone) get a running mean of 0 and a running variance of
-    1 - 1e-5, with which a norm of eps 1e-5 is exactly that scale and shift.
+    Caffe2's fused norms (scale and shift alone) get statistics that change nothing (`fill_fused`).
 
     Args:
         given: facts that the user states; they overrule the family's.
 
     Raises:
-        InputError: see `read_container`, `tensors_of`, `torch7_weights`, `recognise`, `renamed`
-            and `architecture_from`; or nothing says how the network's pixels are fed.
+        InputError: see `read_container`, `tensors_of`, `torch7_weights`, `recognise`, `renamed`,
+            `architecture_from` and `check_variances`; or nothing says how the network's pixels
+            are fed.
     """
     contents = read_container(path)
     if contents.kind == "torch7":
@@ -75,8 +73,8 @@ def read_foreign(path: str | Path, given: Facts = NO_FACTS) -> Source:
     family = recognise(found, path)
     named, dropped = renamed(found, family, path)
     tensors = {name: found[key] for name, key in named.items()}
-    is_fused = family == "caffe2" and _fill_fused(tensors)
-    dropped |= {named[name]: reason for name, reason in _fold_biases(tensors).items()}
+    is_fused = family == "caffe2" and fill_fused(tensors)
+    dropped |= {named[name]: reason for name, reason in fold_biases(tensors).items()}
     dropped |= dict.fromkeys(extras, BESIDE)
     record = _record(
         path,
@@ -86,37 +84,9 @@ def read_foreign(path: str | Path, given: Facts = NO_FACTS) -> Source:
         is_fused=is_fused,
         author=str(extras.get("__author__", "")),
         spelled=spelling(named, family),
+        is_own=any(map(OWN_CHECKPOINT.fullmatch, found)),
     )
     return Source(str(path), tensors, record, dropped, len(found) + len(extras))
-
-
-def _fill_fused(tensors: dict[str, torch.Tensor]) -> bool:
-    """Give norms without any statistics those that change nothing; False where there are some."""
-    if any(name.endswith((".running_mean", ".running_var")) for name in tensors):
-        return False
-    for name in [name for name in tensors if name.endswith(".norm.weight")]:
-        module, channels = name.removesuffix("weight"), tensors[name].shape
-        tensors[f"{module}running_mean"] = torch.zeros(channels)
-        tensors[f"{module}running_var"] = torch.ones(channels) - EPS
-    return True
-
-
-def _fold_biases(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Take the biases of convolutions with a norm out; gives what became of each.
-
-    scale (w x + b - mean) + shift is the same function with mean - b. Detectron, whose own
-    layers have none, leaves MSRA's conv1_b out; there its network was another than MSRA's.
-    """
-    reasons = {}
-    for name in [name for name in tensors if CONVOLUTION_BIAS.fullmatch(name)]:
-        mean = f"{name.removesuffix('bias')}norm.running_mean"
-        if mean not in tensors or tensors[mean].shape != tensors[name].shape:
-            continue  # the comparison with the architecture will name it
-        bias = tensors.pop(name)
-        reasons[name] = FOLDED if bias.any() else ZEROS
-        if bias.any():
-            tensors[mean] = tensors[mean] - bias
-    return reasons
 
 
 def _record(
@@ -127,8 +97,10 @@ def _record(
     is_fused: bool = False,
     author: str = "",
     spelled: Callable[[str], str] = str,
+    is_own: bool = False,
 ) -> WeightsRecord:
     architecture = architecture_from(tensors, False, str(path), spelled)
+    check_variances(tensors, path, spelled)
     if family != "torch7" and (architecture.is_cifar or not architecture.shortcut):
         raise InputError(
             path,
@@ -142,7 +114,8 @@ def _record(
             path,
             f"nothing in it says how pixels are fed to it ({FAMILIES[family]} names, "
             f"{architecture.name})",
-            f"convert it by tools/convert_weights.py with {' '.join(facts.unknown)}",
+            ("give the model_final.safetensors that the finished run wrote, or " if is_own else "")
+            + f"{STATE_IT} {' '.join(facts.unknown)}",
         )
     return WeightsRecord(
         kind="classification",

@@ -7,10 +7,13 @@ from typing import Any
 
 from ..errors import InputError
 from ..models import Architecture
+from .families import FAMILIES
 
 KINDS = ("classification", "rpn", "fast_rcnn", "detector")
 KEY = "resnext_det"  # the metadata key that holds the record, as JSON
 FORMATS = ("RGB", "BGR")
+# Of the architecture. The first records had no other fields, whose defaults their networks had.
+REQUIRED = {"depth", "cardinality", "bottleneck_width", "stride_in_1x1"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class WeightsRecord:
         family: whose weights these were: "resnext_det", or one of `families.FAMILIES`.
         fused_norm: the norms' running statistics were multiplied into scale and shift, so that
             only a norm that keeps them as they are (FrozenBN) is right in training.
+        has_statistics: the norms have running statistics, as batch norm's do and GN's and LN's do
+            not. Not written: the file's tensors say it.
     """
 
     kind: str
@@ -45,13 +50,15 @@ class WeightsRecord:
     versions: dict[str, str] = field(default_factory=dict)
     family: str = "resnext_det"
     fused_norm: bool = False
+    has_statistics: bool = True
 
     @property
     def stride_in_1x1(self) -> bool:
         return bool(self.architecture["stride_in_1x1"])
 
     def to_metadata(self) -> dict[str, str]:
-        return {"format": "pt", KEY: json.dumps(asdict(self))}
+        values = {name: value for name, value in asdict(self).items() if name != "has_statistics"}
+        return {"format": "pt", KEY: json.dumps(values)}
 
 
 def record_from_metadata(metadata: dict[str, str] | None, file: str) -> WeightsRecord:
@@ -88,8 +95,9 @@ def _check(record: WeightsRecord, file: str) -> None:
         "config": isinstance(record.config, str),
         "versions": isinstance(record.versions, dict)
         and _all_of(str, list(record.versions.values())),
-        "family": isinstance(record.family, str),
+        "family": isinstance(record.family, str) and record.family in FAMILIES,
         "fused_norm": isinstance(record.fused_norm, bool),
+        "has_statistics": isinstance(record.has_statistics, bool),
     }
     for name, holds in wanted.items():
         if not holds:
@@ -105,7 +113,7 @@ _short.maxstring = _short.maxother = 60
 
 def _is_architecture(values: Any) -> bool:
     """Unknown fields are refused: a later version's would change what the network computes."""
-    if not isinstance(values, dict) or "stride_in_1x1" not in values:
+    if not isinstance(values, dict) or not values.keys() >= REQUIRED:
         return False
     try:
         Architecture(**values)

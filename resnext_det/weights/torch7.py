@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import InputError
+from .kinds import require_file
 
 MEND = "give a network that torch.save wrote (binary mode, 64-bit machine), as a whole file"
 MAX_DEPTH = 100  # the paper's networks nest 22 deep; Python's own stack ends near 1,000
@@ -81,8 +82,7 @@ def read_torch7(path: str | Path) -> Any:
             has more elements than that, or anything else that torch.save does not write.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(path, "the Torch7 file does not exist", "check the path")
+    require_file(path)
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -69,9 +69,6 @@ DROPPED = {
     **dict.fromkeys(("std", "normalized", "input_slice", "output_slice", "scaleT"), BUFFERS),
     **dict.fromkeys(("iSize", "oSize", "size", "batchsize"), SIZES),
 }
-FOLDED = "folded into running_mean of the batch normalisation behind it"
-
-EPS = 1e-5  # nn.SpatialBatchNormalization's and our networks'
 # What Torch7 takes where a field of an older file is missing.
 DEFAULTS = {"dW": 1, "dH": 1, "padW": 0, "padH": 0, "groups": 1, "threshold": 0, "val": 0}
 DEFAULTS |= {"ceil_mode": False, "divide": False}

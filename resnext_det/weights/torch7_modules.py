@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from .norms import EPS, FOLDED
 from .torch7 import TorchObject, read_torch7, short
 from .torch7_layers import (
     BLOCK,
     CONV,
     DROPPED,
-    EPS,
-    FOLDED,
     IDENTITY,
     KNOWN_OTHERS,
     MAX_POOL,
@@ -225,7 +224,7 @@ class _Walk:
         if bias is not None:
             mean = mean.astype(np.float64) - bias
         variance = self._variance(norm, channels, eps)
-        if not (variance > -EPS).all():
+        if not (variance >= 0).all():
             norm.fault("its running variance is negative or no number")
         for field in ("weight", "bias"):
             self._keep(norm, f"{name}.{field}", self._array(norm, field, (channels,)))
@@ -240,7 +239,9 @@ class _Walk:
             norm.fault("it has both running_var and running_std")
         std = self._array(norm, "running_std", (channels,)).astype(np.float64)
         with np.errstate(divide="ignore", over="ignore"):
-            return std**-2 - eps
+            variance = std**-2 - eps
+        # A variance of 0, whose std is rounded to float32, comes back as 1e-12 beside it.
+        return np.where((variance < 0) & (variance > -1e-6 * EPS), 0, variance)
 
     def _mean_pool(self, pool: Layer) -> None:
         """7x7 at 224 pixels, so that it is the mean over all positions, as in our networks."""

@@ -1,13 +1,20 @@
 """Guard that nobody types pixel statistics: a weights file sets them; a wrong pair cannot run."""
 
 import logging
+from dataclasses import replace
 
 import pytest
+import torch
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.layers import get_norm
+from detectron2.modeling import build_model
 
 from resnext_det.config import flatten, get_cfg, load_cfg
-from resnext_det.detection.weights_setup import apply_record
+from resnext_det.detection import apply_record
+from resnext_det.detection.weights_setup import WITH_STATISTICS
 from resnext_det.errors import InputError
-from resnext_det.weights import WeightsRecord
+from resnext_det.models import build_resnext
+from resnext_det.weights import WeightsRecord, load_weights, read_record, save_weights
 
 X50 = {
     "depth": 50,
@@ -150,9 +157,77 @@ def test_fused_norms_are_not_trained_on(norm):
         f"MODEL.RESNETS.NORM is {norm!r}",
         'set MODEL.RESNETS.NORM "FrozenBN"',
     )
-    apply_record(cfg, make_record(), "x50.safetensors")
+    if norm in ("BN", "SyncBN"):
+        apply_record(cfg, make_record(), "x50.safetensors")
 
 
 def test_fused_norms_fit_frozen_ones():
     cfg = make_cfg("MODEL.RESNETS.NORM", "FrozenBN")
     apply_record(cfg, make_record(fused_norm=True), "x50.safetensors")
+
+
+@pytest.mark.parametrize("norm", ["GN", "LN", ""])
+def test_statistics_need_a_norm_that_has_them(norm):
+    """Scale and shift alone would fit GN and LN, and another function would start training."""
+    cfg = make_cfg("MODEL.RESNETS.NORM", norm)
+    assert_refused(
+        cfg,
+        make_record(),
+        f"MODEL.RESNETS.NORM is {norm!r}",
+        "have running statistics",
+        'set MODEL.RESNETS.NORM "FrozenBN", "BN" or "SyncBN"',
+    )
+    without = make_record(has_statistics=False)
+    apply_record(cfg, without, "x50.safetensors")
+    frozen = make_cfg("MODEL.RESNETS.NORM", "FrozenBN")
+    assert_refused(frozen, without, "NORM is 'FrozenBN'", "have no running statistics")
+
+
+@pytest.mark.parametrize("norm", WITH_STATISTICS)
+def test_norms_that_have_them(norm):
+    """As Detectron2 itself builds them."""
+    assert {"running_mean", "running_var"} <= set(get_norm(norm, 4).state_dict())
+    apply_record(make_cfg("MODEL.RESNETS.NORM", norm), make_record(), "x50.safetensors")
+
+
+# ---- from Python ----
+
+
+def test_a_plain_detectron2_config():
+    """Its own defaults (BGR, deviation 1, stride in the 1x1) are nobody's choice."""
+    cfg = get_detectron2_cfg()
+    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 4
+    apply_record(cfg, make_record(), "x50.safetensors")
+    assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN) == ("RGB", make_record().pixel_mean)
+    assert cfg.MODEL.PIXEL_STD == make_record().pixel_std
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
+    cfg.MODEL.PIXEL_STD = [2.0, 2.0, 2.0]
+    assert_refused(cfg, make_record(), "MODEL.PIXEL_STD is [2.0, 2.0, 2.0]")
+
+
+@pytest.mark.parametrize("config", [get_cfg, get_detectron2_cfg])
+def test_from_a_file_to_a_loaded_detector(tmp_path, config):
+    """The four lines of README.md, and what happens without the second."""
+    trunk = build_resnext("X14_4x8d", num_classes=5)
+    path = tmp_path / "x14.safetensors"
+    save_weights(
+        path,
+        trunk.state_dict(),
+        replace(make_record(**MSRA), architecture=trunk.architecture.as_dict()),
+    )
+    cfg = config()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = (
+        "build_resnext_backbone",
+        "ResNeXtRes5ROIHeads",
+    )
+    cfg.MODEL.DEVICE, cfg.MODEL.RESNETS.DEPTH = "cpu", 14
+    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4, 8
+    cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.OUT_FEATURES = "FrozenBN", ["res4"]
+    with pytest.raises(InputError, match=f"{path}: its .*apply_record"):
+        load_weights(build_model(cfg), path)
+    apply_record(cfg, read_record(path), path)
+    model = build_model(cfg)
+    load_weights(model, path)
+    assert torch.equal(model.roi_heads.res5[0].conv1.weight, trunk.res5[0].conv1.weight)
+    assert model.input_format == "BGR"
+    assert model.pixel_mean.flatten().tolist() == pytest.approx(MSRA["pixel_mean"])

@@ -340,9 +340,87 @@ def test_detectrons_detectors(tmp_path, blob):
     assert blob in str(refused.value) and refused.value.file == str(path)
 
 
-def test_a_checkpoint_of_ours():
-    keys = [f"trunk.{name}" for name in network().state_dict()]
-    assert "model_final.safetensors" in refusal(keys)
+WRAPPED = {
+    "Lightning": lambda n: {
+        "state_dict": {f"model.{k}": v for k, v in torchvision_names(n).items()}
+    },
+    "net": lambda n: {
+        "net": {f"module.{k}": v for k, v in torchvision_names(n).items()},
+        "acc": 77.0,
+    },
+    "MMPretrain": lambda n: {"state_dict": openmmlab(n), "meta": {"epoch": 100}},
+    "MMPretrain in Lightning": lambda n: {f"model.{k}": v for k, v in openmmlab(n).items()},
+    "MMPretrain's trunk": lambda n: {
+        k: v for k, v in openmmlab(n).items() if k.startswith("backbone.")
+    },
+}
+
+
+def openmmlab(model):
+    return {
+        f"head.{k}" if k.startswith("fc.") else f"backbone.{k}": v
+        for k, v in torchvision_names(model).items()
+    }
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_what_training_programs_put_around_them(tmp_path, form):
+    model = network()
+    tree = WRAPPED[form](model)
+    source = read_source(write(tmp_path / "x.pth", tree))
+    assert source.record.family == "torchvision" and source.record.pixel_format == "RGB"
+    expected = model.state_dict()
+    if "trunk" in form:
+        expected = {k: v for k, v in expected.items() if not k.startswith("linear.")}
+    assert set(source.tensors) == set(expected)
+    assert all(torch.equal(source.tensors[name], expected[name]) for name in expected)
+    assert set(source.dropped) == {"acc", "meta"} & set(tree)
+
+
+@pytest.mark.parametrize(
+    "key, found",
+    [
+        ("head.fc2.weight", "1 of its entries are unknown among torchvision or timm weights"),
+        ("neck.gap.weight", "holds a whole detector"),
+        ("backbone.stem.0.weight", "a deep stem"),
+        ("backbone.layer1.0.se.fc1.weight", "channel attention"),
+        ("fc.weight", "head.fc.weight and fc.weight mean the same"),
+    ],
+)
+def test_openmmlabs_other_entries(key, found):
+    text = refusal([*openmmlab(network()), key])
+    assert found in text and key in text
+
+
+def test_a_checkpoint_of_ours(tmp_path):
+    """Its tensors are all there, but nothing in it says how its pixels are fed."""
+    model = network()
+    tree = {"model": {f"trunk.{k}": v for k, v in model.state_dict().items()}, "iteration": 7}
+    path = write(tmp_path / "model_0000007.pth", tree)
+    with pytest.raises(InputError, match="give the model_final.safetensors .* or convert it by"):
+        read_source(path)
+    source = read_source(path, Facts("BGR", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), False))
+    assert source.record.architecture == model.architecture.as_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(source.tensors[name], tensor), name
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-7])
+@pytest.mark.parametrize(
+    "names, file, key",
+    [
+        (torchvision_names, "x.pth", "layer2.0.bn3.running_var"),
+        (caffe2_names, "x.pkl", "res3_0_branch2c_bn_riv"),
+        (detectron2_names, "x.pth", "res3.0.conv3.norm.running_var"),
+    ],
+)
+def test_a_negative_variance(tmp_path, names, file, key, value):
+    model = network()
+    model.res3[0].conv3.norm.running_var[1] = value
+    path = write(tmp_path / file, names(model))
+    with pytest.raises(InputError) as refused:
+        read_source(path, Facts("RGB", *map(tuple, RGB), False))
+    assert str(refused.value).startswith(f"{path}: {key} holds {value:g}, and no variance")
 
 
 VARIANTS = {

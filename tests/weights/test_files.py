@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from foreign import network, torchvision_names, write, write_torch7
+from foreign import SMALL, network, torchvision_names, write, write_torch7
 from safetensors.torch import save_file
 
 from resnext_det.errors import InputError
+from resnext_det.models import Architecture
 from resnext_det.weights import (
     Facts,
     WeightsRecord,
@@ -26,13 +27,7 @@ from resnext_det.weights import (
 
 RECORD = WeightsRecord(
     kind="classification",
-    architecture={
-        "depth": 50,
-        "cardinality": 32,
-        "bottleneck_width": 4,
-        "width_multiplier": 1.0,
-        "stride_in_1x1": False,
-    },
+    architecture=Architecture.from_name(SMALL).as_dict(),
     pixel_format="RGB",
     pixel_mean=[123.675, 116.28, 103.53],
     pixel_std=[58.395, 57.12, 57.375],
@@ -42,6 +37,7 @@ RECORD = WeightsRecord(
     config="MODEL:\n  DEVICE: cpu\n",
     versions={"torch": "2"},
 )
+OF_AN_RPN = replace(RECORD, kind="rpn", has_statistics=False)  # of any tensors
 
 
 def make_tensors():
@@ -77,9 +73,9 @@ def path(tmp_path):
 
 def test_round_trip(path):
     tensors = make_tensors()
-    save_weights(path, tensors, RECORD)
+    save_weights(path, tensors, OF_AN_RPN)
     found, record = read_weights(path)
-    assert record == read_record(path) == RECORD
+    assert record == read_record(path) == OF_AN_RPN
     assert set(found) == set(tensors)
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype, name
@@ -130,14 +126,14 @@ def test_nothing_stands_at_the_path_before_it_is_whole(path, monkeypatch):
 def test_every_length_of_the_header(path, own):
     """A file begins with it: 0x80 is no pickle's first byte here, nor 0x50 a zip archive's P."""
     seen = set()
-    tensors = torchvision_names(network())
+    tensors = network().state_dict() if own else torchvision_names(network())
     for length in range(0, 256, 8):
         if own:
             save_weights(path, tensors, replace(RECORD, config="x" * length))
         else:
             save_file(tensors, path, metadata={"format": "x" * (length + 1)})
         seen.add(path.read_bytes()[0])
-        assert set(read_source(path).tensors) == set(tensors if own else network().state_dict())
+        assert set(read_source(path).tensors) == set(network().state_dict())
     assert seen == set(range(0, 256, 8))
 
 
@@ -153,7 +149,80 @@ def test_missing_file(read, path):
 
 @READERS
 def test_folder(read, tmp_path):
-    assert_refused(read, tmp_path, "does not exist")
+    assert_refused(read, tmp_path, "is a folder", "give a file in it")
+    (tmp_path / "model_final.safetensors").write_bytes(b"")
+    assert_refused(read, tmp_path, "is a folder", f"give {tmp_path / 'model_final.safetensors'}")
+
+
+@READERS
+@pytest.mark.parametrize("address", ["detectron2://ImageNetPretrained/R-50.pkl", "https://x/y.pth"])
+def test_address(read, address):
+    assert_refused(read, address, "is an address, not a file")
+
+
+BAD_VALUES = {
+    "NaN": ("res3.0.conv1.weight", float("nan"), "holds NaN or infinity"),
+    "infinity": ("linear.bias", float("inf"), "holds NaN or infinity"),
+    "variance": ("res3.0.conv1.norm.running_var", -0.5, "holds -0.5, and no variance"),
+}
+
+
+@pytest.mark.parametrize("kind", ["classification", "rpn"])
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_values_that_no_network_has(path, kind, case):
+    name, value, found = BAD_VALUES[case]
+    tensors = network().state_dict()
+    tensors[name].view(-1)[1] = value
+    save_weights(path, tensors, replace(RECORD, kind=kind))
+    assert_refused(read_weights, path, name, found)
+
+
+def test_tensors_that_are_not_the_records(path):
+    """Classification files only: other kinds have heads, and must fit their models exactly."""
+    tensors = network().state_dict()
+    other = replace(RECORD, architecture=Architecture.from_name("X14_2x16d_w0.125").as_dict())
+    save_weights(path, tensors, other)
+    assert_refused(read_weights, path, "res2.0.conv2.weight has shape", "X14_2x16d_w0.125")
+    save_weights(path, network("X26_4x8d_w0.125").state_dict(), RECORD)
+    found = f"{SMALL} by its record, holds, beyond its architecture, res2.1.conv1."
+    assert_refused(read_weights, path, found)
+    save_weights(path, {**tensors, "neck.weight": torch.zeros(2)}, RECORD)
+    assert_refused(read_weights, path, "beyond its architecture, neck.weight")
+    save_weights(path, {**tensors, "neck.weight": torch.zeros(2)}, replace(RECORD, kind="rpn"))
+    assert "neck.weight" in read_weights(path)[0]
+
+
+def test_a_missing_tensor_is_for_the_loading_to_allow(path):
+    """MODEL.WEIGHTS_ALLOW_MISSING names it."""
+    tensors = network().state_dict()
+    gone = tensors.pop("res4.0.conv2.weight")
+    save_weights(path, tensors, RECORD)
+    assert set(read_weights(path)[0]) == set(tensors)
+    model = network(seed=1)
+    with pytest.raises(InputError, match="res4.0.conv2.weight missing from the file"):
+        load_weights(model, path)
+    load_weights(model, path, allow_missing=("res4.*.conv2.weight",))
+    assert not torch.equal(model.res4[0].conv2.weight, gone)
+    assert torch.equal(model.res4[0].conv1.weight, tensors["res4.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("norm, has_statistics", [("BN", True), ("LN", False), ("", False)])
+def test_norms_without_statistics_are_told(path, norm, has_statistics):
+    """GN and LN have the same tensors; GN's 32 groups do not fit so narrow a network."""
+    model = network(norm=norm)
+    save_weights(path, model.state_dict(), RECORD)
+    tensors, record = read_weights(path)
+    assert record == read_record(path) == replace(RECORD, has_statistics=has_statistics)
+    assert set(tensors) == set(model.state_dict())
+
+
+def test_a_detectors_statistics_are_those_of_its_trunk(path):
+    tensors = {"backbone.fpn_lateral2.norm.running_mean": torch.zeros(2)}
+    save_weights(path, tensors, replace(RECORD, kind="detector"))
+    assert not read_record(path).has_statistics
+    tensors["backbone.bottom_up.stem.conv1.norm.running_mean"] = torch.zeros(2)
+    save_weights(path, tensors, replace(RECORD, kind="detector"))
+    assert read_record(path).has_statistics
 
 
 @READERS
@@ -257,7 +326,7 @@ def test_load_weights_takes_them(tmp_path, form):
 
 
 def test_facts_are_for_files_without_a_record(path):
-    save_weights(path, make_tensors(), RECORD)
+    save_weights(path, network().state_dict(), RECORD)
     source = read_source(path)
     assert source.record == RECORD and source.total == len(source.tensors) and not source.dropped
     with pytest.raises(InputError, match="--pixel-format") as refused:
@@ -266,7 +335,7 @@ def test_facts_are_for_files_without_a_record(path):
 
 
 def test_our_own_weights_are_read_without_a_line(path, caplog):
-    save_weights(path, make_tensors(), RECORD)
+    save_weights(path, network().state_dict(), RECORD)
     with caplog.at_level(logging.INFO, "resnext_det"):
         read_weights(path)
     assert caplog.messages == []

@@ -9,9 +9,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from resnext_det.config import load_cfg, stage_cfg, trunk_arguments
+from resnext_det.classification.classifier import Classifier
+from resnext_det.config import architecture_arguments, load_cfg, stage_cfg, trunk_arguments
 from resnext_det.errors import InputError
-from resnext_det.models import build_resnext
+from resnext_det.models import Architecture, build_resnext
 from resnext_det.weights import WeightsRecord, load_all, load_trunk, load_weights, save_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "detection.yaml"
@@ -26,6 +27,7 @@ TINY = {
 }
 RES5 = "fast_rcnn.roi_heads.res5.0.conv1.weight"
 COUNTER = "num_batches_tracked"
+NARROW = "X14_4x8d_w0.125"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def tensors(cfg):
 def record_for(cfg, kind="classification"):
     return WeightsRecord(
         kind=kind,
-        architecture={"depth": 14, "stride_in_1x1": False},
+        architecture=Architecture(**architecture_arguments(cfg)).as_dict(),
         pixel_format="RGB",
         pixel_mean=list(cfg.MODEL.PIXEL_MEAN),
         pixel_std=list(cfg.MODEL.PIXEL_STD),
@@ -190,24 +192,81 @@ def test_another_pattern_allows_nothing(detector, tensors):
 
 
 def test_unused_ones_are_listed(detector, tensors):
-    tensors["res6.0.conv1.weight"] = torch.zeros(1)
     report = load_trunk(detector, tensors, "x50.safetensors")
-    assert report.unused == ("linear.weight", "linear.bias", "res6.0.conv1.weight")
-    assert "3 of the file not used here" in str(report) and "linear.weight" in str(report)
+    assert report.unused == ("linear.weight", "linear.bias")
+    assert "2 of the file not used here" in str(report) and "linear.weight" in str(report)
+
+
+@pytest.mark.parametrize(
+    "name", ["res6.0.conv1.weight", "res5.1.conv1.weight", "stem.conv1.bias", "fc.weight", "linear"]
+)
+def test_any_other_left_over_is_refused(detector, tensors, name):
+    before = copy_of(detector)
+    tensors[name] = torch.zeros(1)
+    assert_refused(
+        lambda: load_trunk(detector, tensors, "x50.safetensors"),
+        f"holds 1 tensors this model has no place for ({name})",
+    )
+    for key, tensor in detector.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_a_stage_of_which_the_model_has_a_part_is_whole(cfg, tensors):
+    """An RPN on res4 has nothing of res5, which may stay unused; of res4 it has all."""
+    model = build_model(stage_cfg(cfg, "rpn"))
+    tensors["res5.7.conv1.weight"] = torch.zeros(1)
+    assert "res5.7.conv1.weight" in load_trunk(model, tensors, "x50.safetensors").unused
+    tensors["res4.7.conv1.weight"] = torch.zeros(1)
+    assert_refused(lambda: load_trunk(model, tensors, "x50.safetensors"), "(res4.7.conv1.weight)")
 
 
 def test_another_depth_is_not_taken(cfg, detector):
     """A deeper file has all the names of a shallower one, and more of them."""
     deeper = classifier(cfg, depth=26).state_dict()
-    report = load_trunk(detector, deeper, "x50.safetensors")
-    blocks = {name for name in report.unused if name.startswith("res")}
-    assert {name.split(".")[1] for name in blocks} == {"1"}
+    assert_refused(
+        lambda: load_trunk(detector, deeper, "x50.safetensors"),
+        "no place for (res2.1.conv1.weight",
+        "by its shapes it is X26_4x8d_w0.125",
+    )
     shallower = classifier(cfg).state_dict()
     deep = build_model(with_value(cfg, "DEPTH", 26))
-    assert_refused(lambda: load_trunk(deep, shallower, "x50.safetensors"), "missing", ".1.")
+    assert_refused(
+        lambda: load_trunk(deep, shallower, "x50.safetensors"), "missing", ".1.", f"it is {NARROW}"
+    )
+
+
+@pytest.mark.parametrize("norm", ["LN", ""])
+def test_norms_without_statistics(cfg, tensors, norm):
+    """Scale and shift alone would be taken, and the means and variances left behind."""
+    model = build_model(with_value(cfg, "NORM", norm))
+    assert_refused(
+        lambda: load_trunk(model, tensors, "x50.safetensors"),
+        "norm.running_mean",
+        "MODEL.RESNETS.NORM",
+        '"FrozenBN", "BN" or "SyncBN"',
+    )
+    without = classifier(cfg, norm=norm).state_dict()
+    load_trunk(model, without, "x50.safetensors")
+    frozen = build_model(cfg)
+    assert_refused(
+        lambda: load_trunk(frozen, without, "x50.safetensors"), "norm.", "MODEL.RESNETS.NORM"
+    )
 
 
 # ---- whole models ----
+
+
+def test_a_plain_model_is_told_what_to_build(cfg, tensors):
+    """There is no config that it was trained with."""
+    other = classifier(cfg, depth=26)
+    build = f'build_resnext("{NARROW}", num_classes=5)'
+    assert_refused(lambda: load_all(other, tensors, "x50.safetensors"), "missing", build)
+    other = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7))
+    assert_refused(lambda: load_all(other, tensors, "x50.safetensors"), "no place for", build)
+    other = build_resnext(**{**trunk_arguments(cfg), "norm": "BN"}, num_classes=7)
+    assert_refused(
+        lambda: load_all(other, tensors, "x50.safetensors"), "linear.weight", "(5, 256)", build
+    )
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
@@ -279,3 +338,12 @@ def test_detector_file_must_fit_exactly(cfg, detector, path):
     with pytest.raises(InputError, match="cls_score.bias") as refused:
         load_weights(detector, path)
     assert str(refused.value).startswith(f"{path}: ")
+
+
+def test_classification_file_into_the_trainers_classifier(cfg, tensors, path):
+    """Which has the trunk and nothing beside it."""
+    save_weights(path, tensors, record_for(cfg))
+    model = Classifier(classifier(cfg))
+    load_weights(model, path)
+    for key, tensor in model.trunk.state_dict().items():
+        assert torch.equal(tensor, tensors[key]), key

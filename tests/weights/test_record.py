@@ -60,6 +60,10 @@ WRONG = [
     ("kind", None),
     ("kind", ["classification"]),
     ("architecture", {"depth": 50}),
+    *(
+        ("architecture", {k: v for k, v in RECORD.architecture.items() if k != left_out})
+        for left_out in ("depth", "cardinality", "bottleneck_width", "stride_in_1x1")
+    ),
     ("architecture", [50, 32, 4]),
     ("architecture", {**RECORD.architecture, "depth": 51}),
     ("architecture", {**RECORD.architecture, "depth": "50"}),
@@ -93,6 +97,9 @@ WRONG = [
     ("versions", ["torch"]),
     ("versions", {"torch": 2}),
     ("family", None),
+    ("family", "keras"),
+    ("family", "x" * 10**5),
+    ("family", "torch7\n"),
     ("fused_norm", 1),
     ("fused_norm", "no"),
 ]

@@ -261,7 +261,7 @@ def test_hostile_files(path, name, function):
 
 def test_no_file(tmp_path):
     assert_refused(read_torch7, tmp_path / "none.t7", "does not exist")
-    assert_refused(torch7_weights, tmp_path, "does not exist")
+    assert_refused(torch7_weights, tmp_path, "is a folder")
 
 
 def peak_memory(function, path):
@@ -382,6 +382,16 @@ def test_running_std(path):
     torch.testing.assert_close(outputs(load(tensors, MODEL)), outputs(MODEL), rtol=1e-4, atol=1e-4)
 
 
+def test_a_running_std_of_no_variance(path):
+    """Rounded to float32 it is a little below 0, which no variance is."""
+    std = np.float32(1e-5**-0.5)
+    assert np.float64(std) ** -2 < 1e-5 or np.float64(np.nextafter(std, 400)) ** -2 < 1e-5
+    for value in (std, np.nextafter(std, np.float32(400))):
+        write_network(path, change=deviations(value))
+        variance = torch7_weights(path)[0]["stem.conv1.norm.running_var"]
+        assert 0 <= variance[3] < 1e-11 and (variance[:3] > 0.9).all()
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 def test_what_is_dropped_is_said(path, gradients):
     def run(network):
@@ -435,7 +445,7 @@ def test_a_bias_is_folded_into_the_mean(path, value):
     """resnext.lua of cudnn before version 4 leaves biases of 0."""
     write_network(path, change=lambda network: add_biases(network, value))
     tensors, dropped = torch7_weights(path)
-    assert "folded into running_mean" in dropped["cudnn.SpatialConvolution.bias"]
+    assert "subtracted from the running mean" in dropped["cudnn.SpatialConvolution.bias"]
     assert "(3 layers)" in dropped["cudnn.SpatialConvolution.bias"]
     found, wanted = outputs(load(tensors, MODEL)), outputs(biased_model(value))
     torch.testing.assert_close(found, wanted, rtol=0 if value == 0 else 1e-4, atol=1e-4 * value)
@@ -527,6 +537,20 @@ JOIN = TorchObject("nn.JoinTable", {"dimension": 2, "gradInput": {}})
 IDENTITY = TorchObject("nn.Identity", {"output": empty()})
 NORM = TorchObject("nn.SpatialBatchNormalization", {"eps": 1e-5})
 HOLE = tensor(np.array([1, np.nan, 2, 3], np.float32))
+SMALL = tensor(np.array([1, -1e-6, 2, 3], np.float32))
+
+
+def deviations(last):
+    """running_std, 1 / sqrt(variance + 1e-5), in place of the first norm's running_var."""
+
+    def change(network):
+        fields = layer(network, 2).fields
+        fields["running_std"] = tensor(np.array([1, 1, 1, last], np.float32))
+        del fields["running_var"]
+
+    return change
+
+
 OTHERS = {
     "last BN behind the sum": (norm_behind_the_sum, "5.1.3", "ResNet-50"),
     "pre-activation path": (preactivation_path, "5.1.1.1.1", "ResNet-200"),
@@ -578,6 +602,8 @@ OTHERS = {
     "linear's inputs": (field("weight", tensor(FLOATS.reshape(2, 12)), 11), "floats (2, 128)"),
     "not finite": (field("running_mean", HOLE, 2), "layer 2 ", "running_mean holds numbers that"),
     "variance": (field("running_var", tensor(-FLOATS[:4]), 2), "layer 2 ", "variance is negative"),
+    "small variance": (field("running_var", SMALL, 2), "layer 2 ", "variance is negative"),
+    "std too large": (deviations(400.0), "layer 2 ", "variance is negative"),
     "no variance": (field("running_var", None, 2), "layer 2 ", "running_var is nil"),
     "two variances": (field("running_std", tensor(FLOATS[:4]), 2), "both running_var and running"),
     "eps": (field("eps", 1e-3, 2), "layer 2 ", "eps is 0.001, but 1e-05 is due here"),

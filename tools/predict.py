@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Detections of a trained detector on images, folders or a video: pictures and COCO-format JSON.
+
+python tools/predict.py MODEL.WEIGHTS output/demo/model_final.safetensors \\
+    --input pictures/ one.jpg --output found
+python tools/predict.py MODEL.WEIGHTS W.safetensors --json val.json --images images/ --output found
+
+Only the weights file is needed: config and class names are in it. docs/prediction.md says what is
+written. Further KEY VALUE pairs change the stored config, for instance MODEL.DEVICE cpu.
+"""
+
+import argparse
+
+from detectron2.utils.logger import setup_logger
+
+from resnext_det.config import load_cfg
+from resnext_det.detection import predict_files as files
+from resnext_det.detection.predict import Predictor
+from resnext_det.errors import InputError, exit_cleanly
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", nargs="+", default=[], help="images, folders, or one video")
+    parser.add_argument("--json", help="or COCO-format annotations, with --images: their own ids")
+    parser.add_argument("--images", help="image folder, with --json")
+    parser.add_argument("--output", required=True, help="folder to write, empty or not there yet")
+    parser.add_argument("--score", type=float, default=0.5, help="drawn from this score on")
+    parser.add_argument("--batch-size", type=int, default=4, help="images at once, at most")
+    parser.add_argument("--json-only", action="store_true", help="write no pictures")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave bad images out")
+    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
+    return parser.parse_intermixed_args()
+
+
+def entries_of(args: argparse.Namespace) -> list[files.Entry]:
+    if bool(args.json) != bool(args.images) or bool(args.json) == bool(args.input):
+        raise InputError(
+            "command line",
+            "no images are named, or two kinds",
+            "give --input, or --json and --images",
+        )
+    if args.json:
+        return files.entries_of_coco(args.json, args.images)
+    return [] if files.is_video(args.input) else files.entries_of(args.input)
+
+
+@exit_cleanly
+def main() -> None:
+    args = parse()
+    weights = load_cfg("", args.opts).MODEL.WEIGHTS
+    if not weights:
+        raise InputError("MODEL.WEIGHTS", "is empty", "add MODEL.WEIGHTS model_final.safetensors")
+    setup_logger(name="resnext_det")
+    entries = entries_of(args)
+    predictor = Predictor(weights, batch_size=args.batch_size, opts=args.opts)
+    folder = files.new_folder(args.output)
+    shown = {"least": args.score, "pictures": not args.json_only}
+    if entries:
+        results, skipped = files.predict_images(
+            predictor, entries, folder, skip_unreadable=args.skip_unreadable, **shown
+        )
+        for path in skipped:
+            print(f"left out, cannot be read: {path}")
+    else:
+        results = files.predict_video(predictor, args.input[0], folder, **shown)
+    print(f"wrote: {folder} ({len(results.images)} images, {len(results.results)} detections)")
+
+
+if __name__ == "__main__":
+    main()
