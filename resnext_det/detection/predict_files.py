@@ -249,4 +249,8 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 def _writer(path: Path, rate: float, first: np.ndarray) -> cv2.VideoWriter:
     height, width = first.shape[:2]
-    return cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (width, height))
+    if not writer.isOpened():
+        raise InputError(path, "OpenCV cannot write this film", "add --json-only")
+    return writer
