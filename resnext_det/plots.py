@@ -175,6 +175,43 @@ def precision_recall(
     figure.savefig(path, dpi=110)
 
 
+def confusion(
+    counts: np.ndarray, names: Sequence[str], path: str | Path, *, title: str, most: int = 20
+) -> None:
+    """Counts as a heat map, each row by its own sum: which class is taken for which.
+
+    Args:
+        counts: (K + 1, K + 1), rows true, columns detected, background last.
+        names: K + 1.
+        most: of more classes than this, those with most mistakes are shown.
+    """
+    shown = _most_confused(counts, most)
+    counts, names = counts[np.ix_(shown, shown)], [names[k] for k in shown]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.2 + 0.55 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(counts):
+        if number:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
+    rows = [*names[:-1], "no object"]
+    columns = [*names[:-1], "missed"]
+    axis.set_xticks(range(len(names)), columns, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), rows, fontsize=8)
+    axis.set(xlabel="detected as", ylabel="object", title=title)
+    figure.savefig(path, dpi=110)
+
+
+def _most_confused(counts: np.ndarray, most: int) -> list[int]:
+    """The classes to show, in order, and the background."""
+    classes = len(counts) - 1
+    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
+    ranked = sorted(range(classes), key=lambda k: (-wrong[k], k))[:most]
+    return [*sorted(ranked), classes]
+
+
 def _extremes(precision: np.ndarray, known: list[int], most: int = 10) -> list[int]:
     if len(known) <= most:
         return known

@@ -20,14 +20,22 @@ from resnext_det.config import (
     NETWORKS,
     cfg_from_text,
     check_cfg,
+    check_sizes,
     flatten,
     get_cfg,
     load_cfg,
     override,
+    protocol_of,
+    reading,
     stage_cfg,
     trunk_arguments,
 )
+from resnext_det.detection import pipeline, scorer_backends
+from resnext_det.detection.backbone import check_detector
+from resnext_det.engine import batch
 from resnext_det.errors import InputError
+from resnext_det.models import blocks, precision
+from resnext_det.weights import names
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -103,7 +111,6 @@ def test_unknown_group_in_a_file(tmp_path):
         ("SOLVER.MAX_ITER", "2.5"),
         ("SOLVER.BASE_LR", "fast"),
         ("MODEL.MASK_ON", "1"),
-        ("MODEL.DEVICE", "5"),
     ],
 )
 def test_wrong_type(tmp_path, key, text):
@@ -125,6 +132,29 @@ def test_a_value_for_a_group(tmp_path, text):
 @pytest.mark.parametrize("opts", [["SOLVER.MAX_ITER"], ["SEED", "1", "SOLVER.MAX_ITER"]])
 def test_missing_value(opts):
     assert_refused(lambda: load_cfg(None, opts), "SOLVER.MAX_ITER has no value", "KEY VALUE pairs")
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("OUTPUT_DIR", "5", "5"),
+        ("OUTPUT_DIR", "2026-11-25", "2026-11-25"),
+        ("OUTPUT_DIR", "1e5", "1e5"),
+        ("OUTPUT_DIR", "[1]", "[1]"),
+        ("OUTPUT_DIR", "True", "True"),
+        ("OUTPUT_DIR", "'mine'", "mine"),  # quotes that a shell left
+        ("MODEL.WEIGHTS", "", ""),
+    ],
+)
+def test_text_may_look_like_a_number(key, text, value):
+    assert flatten(load_cfg(None, [key, text]))[key] == value
+
+
+def test_a_number_for_text_in_a_file(tmp_path):
+    """YAML has lost how it was written: 010 would be folder 8."""
+    path = write(tmp_path, "OUTPUT_DIR: 010")
+    assert_refused(lambda: load_cfg(path), "OUTPUT_DIR is 8", "its default is './output'", "quotes")
+    assert load_cfg(write(tmp_path, 'OUTPUT_DIR: "010"')).OUTPUT_DIR == "010"
 
 
 MEANT = [
@@ -243,6 +273,9 @@ def test_text_that_is_no_config(text, word):
     "key, text, mend",
     [
         ("MODEL.PRECISION", "fp8", "fp32, bf16, fp16, auto"),
+        ("MODEL.DEVICE", "5", "cuda, cuda:1"),
+        ("MODEL.DEVICE", "gpu", "cuda, cuda:1"),
+        ("MODEL.RESNETS.NORM", "BNN", 'BN, SyncBN, FrozenBN, GN, LN, or to ""'),
         ("INPUT.FORMAT", "GRB", "RGB, BGR"),
         ("INPUT.FORMAT", "L", "RGB, BGR"),
         ("SOLVER.AMP.ENABLED", "True", 'MODEL.PRECISION "bf16"'),
@@ -253,6 +286,112 @@ def test_text_that_is_no_config(text, word):
 )
 def test_check_cfg(key, text, mend):
     assert_refused(lambda: load_cfg(PAPER, [key, text]), f"{PAPER}: ", key, text, mend)
+
+
+@pytest.mark.parametrize("norm", ["", *reading.NORMS, "naiveSyncBN"])
+def test_norms_that_detectron2_knows(norm):
+    assert load_cfg(None, ["MODEL.RESNETS.NORM", norm]).MODEL.RESNETS.NORM == norm
+
+
+def test_choices_are_those_of_the_rooms_that_take_them():
+    """The config room may import none of these."""
+    assert reading.PRECISIONS == (*precision.DTYPES, "auto")
+    assert reading.NORMS == blocks.NORMS
+    assert reading.SCORERS == scorer_backends.CHOICES
+    assert reading.SCHEDULE == batch.FOLLOWING
+    assert tuple(f"{name}." for name in NETWORKS) == names.NETWORKS
+
+
+@pytest.mark.parametrize(
+    "key, text, shown",
+    [
+        ("DATA.CROP_SIZE", "31", "31"),
+        ("DATA.TEST_SCALES", "(224, 16)", "(224, 16)"),
+        ("INPUT.MIN_SIZE_TRAIN", "(600, 31)", "(600, 31)"),
+    ],
+)
+def test_sizes_below_the_stride(key, text, shown):
+    cfg = load_cfg(None, [key, text])
+    words = f"{key} is {shown}, and the network needs 32 pixels", "set it to 32 or more"
+    assert_refused(lambda: check_sizes(cfg, ["SEED", key], 32), *words)
+    check_sizes(cfg, [key], 16)
+
+
+@pytest.mark.parametrize(
+    "key, text", [("INPUT.MIN_SIZE_TRAIN", "(31,)"), ("INPUT.MIN_SIZE_TEST", "8")]
+)
+def test_a_detectors_images_below_the_stride(key, text):
+    """At the start of a training; test images also at the start of an evaluation."""
+    cfg = load_cfg(PAPER, [key, text, "MODEL.WEIGHTS", ""])
+    words = f"{key} is {text}, and the network needs 32 pixels", "set it to 32 or more"
+    assert_refused(lambda: check_detector(cfg), *words)
+    assert_refused(lambda: pipeline.evaluate_only(cfg, "none.safetensors"), *words)
+
+
+def test_sizes_of_zero_are_not_resized():
+    check_sizes(load_cfg(None, ["INPUT.MIN_SIZE_TEST", "0"]), ["INPUT.MIN_SIZE_TEST"], 32)
+
+
+PROTOCOLS = [
+    ([], {"protocol": "single", "crop": 224, "resize": 256}),
+    (["DATA.PAD", "4", "DATA.CROP_SIZE", "32"], {"protocol": "single", "crop": 32}),
+    (["DATA.TEST_PROTOCOL", "ten_crop"], {"protocol": "ten_crop", "crop": 224, "resize": 256}),
+    (
+        ["DATA.TEST_PROTOCOL", "dense", "DATA.TEST_SCALES", "(64, 96)"],
+        {"protocol": "dense", "crop": 224, "scales": [64, 96]},
+    ),
+]
+
+
+@pytest.mark.parametrize("opts, expected", PROTOCOLS)
+def test_protocol_of(opts, expected):
+    assert protocol_of(load_cfg(None, opts)) == expected
+
+
+# ---- a schedule typed beside another batch than the recipe's ----
+
+IMAGENET = ROOT / "configs" / "imagenet" / "X50_32x4d.yaml"
+
+
+def followed(config, opts, stage=None):
+    cfg = load_cfg(config, opts)
+    return batch.follow_batch(stage_cfg(cfg, stage) if stage else cfg).SOLVER
+
+
+def test_what_is_typed_is_meant_as_typed():
+    quarter = ["SOLVER.IMS_PER_BATCH", "64"]
+    assert followed(IMAGENET, quarter).BASE_LR == 0.025
+    typed = followed(IMAGENET, [*quarter, "SOLVER.BASE_LR", "0.05", "SOLVER.MAX_ITER", "10"])
+    assert (typed.BASE_LR, typed.MAX_ITER) == (0.05, 10)
+    assert (typed.REFERENCE_BATCH, typed.REFERENCE_KEEPS) == (64, ())
+
+
+def test_what_is_typed_with_its_reference_follows():
+    opts = ["SOLVER.IMS_PER_BATCH", "64", "SOLVER.BASE_LR", "0.4", "SOLVER.REFERENCE_BATCH", "512"]
+    assert followed(IMAGENET, opts).BASE_LR == 0.05
+
+
+def test_what_is_typed_for_one_network_is_not_for_the_other():
+    opts = ["SOLVER.RPN.IMS_PER_BATCH", "4", "SOLVER.FAST_RCNN.IMS_PER_BATCH", "4"]
+    opts += ["SOLVER.RPN.MAX_ITER", "50", "SOLVER.WARMUP_ITERS", "100"]
+    before = load_cfg(PAPER).SOLVER
+    rpn, fast_rcnn = (followed(PAPER, opts, stage) for stage in NETWORKS)
+    assert (rpn.MAX_ITER, rpn.WARMUP_ITERS) == (50, 100)
+    assert rpn.STEPS == tuple(4 * step for step in before.RPN.STEPS)
+    assert fast_rcnn.MAX_ITER == 2 * before.FAST_RCNN.MAX_ITER
+    assert fast_rcnn.WARMUP_ITERS == 100
+
+
+def test_a_file_keeps_no_key_of_its_own(tmp_path):
+    """A recipe's numbers are for its own batch, until something else is typed."""
+    path = write(tmp_path, f"_BASE_: {IMAGENET}\nSOLVER: {{IMS_PER_BATCH: 512, BASE_LR: 0.2}}")
+    assert followed(path, []).BASE_LR == 0.4
+    assert load_cfg(path).SOLVER.REFERENCE_KEEPS == ()
+
+
+def test_a_kept_key_that_is_none():
+    opts = ["SOLVER.REFERENCE_KEEPS", "MOMENTUM"]
+    assert_refused(lambda: followed(IMAGENET, opts), "REFERENCE_KEEPS: names MOMENTUM", "BASE_LR")
 
 
 @pytest.mark.parametrize("value", ["['a.json']", "[['a', 'a.json']]", "'a'", "[1]"])
@@ -506,6 +645,7 @@ def test_stage_cfg_changes_nothing_else(stage):
     assert changed <= {
         "SOLVER.IMS_PER_BATCH",
         "SOLVER.REFERENCE_BATCH",
+        "SOLVER.REFERENCE_KEEPS",
         "SOLVER.BASE_LR",
         "SOLVER.STEPS",
         "SOLVER.MAX_ITER",

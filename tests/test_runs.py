@@ -76,8 +76,11 @@ def test_a_classification_run(trained):
     counts = {"train_images": 96, "val_images": 36, "classes": 6}
     assert runs.read_counts(run) == counts
     assert runs.iterations_per_epoch(run) == run.cfg.SOLVER.MAX_ITER == 3
-    results = json.loads((trained / "results.json").read_text())["classification"]
-    assert runs.read_results(run) == {f"classification/{k}": v for k, v in results.items()}
+    results = json.loads((trained / "results.json").read_text())
+    errors = {f"classification/{k}": v for k, v in results["classification"].items()}
+    assert runs.read_results(run) == errors and len(errors) == 2
+    assert runs.read_evaluation(run) == results["evaluation"]
+    assert run.precision == "fp32"
 
 
 def test_a_detection_run(demo_set, tmp_path):
@@ -95,6 +98,22 @@ def test_a_detection_run(demo_set, tmp_path):
     assert run.task == "detection"
     assert runs.read_counts(run) == {"train_images": 12, "val_images": 6, "classes": 6}
     refusal(lambda: runs.read_results(run), "results.json: ", "does not exist", "finish")
+
+
+def test_a_run_of_an_earlier_version(copied):
+    """Neither the arithmetic nor the test was recorded, and the log said it shorter."""
+    record = json.loads((copied / "run.json").read_text())
+    for name in ("kind", "precision"):
+        del record[name]
+    (copied / "run.json").write_text(json.dumps(record))
+    results = json.loads((copied / "results.json").read_text())
+    del results["evaluation"]
+    (copied / "results.json").write_text(json.dumps(results))
+    (copied / "log.txt").write_text("a INFO: top-1 .. among 6 classes; 35 images (crop 224)\n")
+    run = runs.read_run(copied)
+    assert run.precision is None and runs.read_evaluation(run) == {}
+    record = runs.record_of(run, "X14")
+    assert (record.val_images, record.precision, record.evaluation) == (35, None, {})
 
 
 def test_results_of_several_test_sets_and_none(copied):
@@ -129,6 +148,11 @@ DAMAGES = {
     "a long number": ("run.json", "9" * 5000, ["run.json: ", "is not JSON"]),
     "no text": ("run.json", b"\xff\xfe", ["run.json: ", "cannot be read"]),
     "no config": ("config.yaml", None, ["config.yaml: ", "does not exist"]),
+    "arithmetic": (
+        "run.json",
+        '{"command": [], "started": "", "environment": {}, "precision": 16}',
+        ["run.json: ", "precision is 16"],
+    ),
     "an empty config": ("config.yaml", " \n", ["config.yaml: ", "is empty"]),
     "an unknown key": ("config.yaml", "MODEL: {DEPT: 3}", ["config.yaml", "MODEL.DEPT"]),
     "no mapping": ("config.yaml", "3", ["config.yaml", "not a mapping"]),
@@ -165,6 +189,16 @@ def test_results_that_are_none(copied, text, words):
     if text is not None:
         (copied / "results.json").write_text(text)
     refusal(lambda: runs.read_results(runs.read_run(copied)), "results.json: ", *words)
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [("[1]", ["evaluation is [1]"]), ('{"protocol": 5}', ["protocol is 5"])]
+    + [('{"protocol": "single", "precision": "fp32"}', ["has no images"])],
+)
+def test_a_damaged_evaluation(copied, entry, words):
+    (copied / "results.json").write_text(f'{{"evaluation": {entry}}}')
+    refusal(lambda: runs.read_evaluation(runs.read_run(copied)), "results.json: ", *words)
 
 
 def test_a_cut_off_evaluation_is_passed_over(copied):
@@ -212,6 +246,7 @@ FREE = [
     (IMAGENET, "DATALOADER.NUM_WORKERS", 1),
     (IMAGENET, "TEST.EVAL_PERIOD", 7),
     (IMAGENET, "SOLVER.REFERENCE_BATCH", 0),
+    (IMAGENET, "SOLVER.REFERENCE_KEEPS", "('STEPS',)"),
     (IMAGENET, "SOLVER.MAX_ITER", 500500),  # follows from the epochs
     (IMAGENET, "SOLVER.RPN.MAX_ITER", 5),
     (COCO, "DATASETS.TRAIN", "('other',)"),
@@ -271,6 +306,16 @@ def test_a_record_is_read_as_written(trained, tmp_path):
     )
     assert record.output == str(trained) and record.seed == 0 and not record.is_evaluation
     assert record.settings["DATA.CROP_SIZE"] == 32
+    assert record.precision == "fp32" and record.evaluation["images"] == record.val_images == 36
+    assert record.evaluation["weights"] == "model_final.safetensors"
+
+
+def test_a_record_of_an_earlier_version(tmp_path, fields):
+    for name in ("precision", "evaluation"):
+        del fields[name]
+    (tmp_path / "a.json").write_text(json.dumps(fields))
+    (record,) = runs.read_records(tmp_path)
+    assert (record.precision, record.evaluation) == (None, {})
 
 
 COMMANDS = {
@@ -310,6 +355,8 @@ def fields(trained):
         ("train_images", 1.5, ["train_images is 1.5"]),
         ("command", None, ["command is None"]),
         ("notes", "x", ["unknown field notes"]),
+        ("precision", 16, ["precision is 16"]),
+        ("evaluation", "single", ["evaluation is 'single'"]),
     ],
 )
 def test_a_record_with_another_field(tmp_path, fields, name, value, words):

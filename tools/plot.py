@@ -53,12 +53,20 @@ def prepare_output(path: Path) -> None:
         ) from error
 
 
+def draw(args: argparse.Namespace) -> None:
+    if args.what == "curves":
+        draw_curves(args.runs, args.output, x_axis=args.x, error=args.error, ylim=args.ylim)
+    else:
+        classes, bare = args.num_classes, args.without_paper
+        draw_params(args.studies, args.output, num_classes=classes, without_paper=bare)
+
+
 @exit_cleanly
 def main() -> None:
     args = parse()
     prepare_output(args.output)
     try:
-        {"curves": draw_curves, "params": draw_params}[args.what](args)
+        draw(args)
     except OSError as error:
         raise InputError(
             args.output, f"cannot be written ({error.strerror})", "give another --output"

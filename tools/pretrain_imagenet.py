@@ -3,10 +3,18 @@
 
 python tools/pretrain_imagenet.py --config-file configs/imagenet/X50_32x4d.yaml \\
     DATA.ROOT /data/imagenet
+python tools/pretrain_imagenet.py --eval-only MODEL.WEIGHTS W.safetensors DATA.ROOT /data/imagenet
+
+MODEL.WEIGHTS are what a training begins with (the head starts fresh where the classes differ).
+An evaluation is in fp32 unless MODEL.PRECISION is given here, and goes to a folder beside the
+weights unless OUTPUT_DIR is: eval_single224, eval_ten_crop224 (DATA.TEST_PROTOCOL and CROP_SIZE) or
+eval_dense. It replaces an earlier evaluation there; the folder of a training run is refused.
 """
 
 import argparse
 from pathlib import Path
+
+from detectron2.config import CfgNode
 
 from resnext_det.classification import trainer
 from resnext_det.config import load_cfg
@@ -24,7 +32,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--config-file", default=str(PAPER_RECIPE), help="YAML (default: the paper's X-50 recipe)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    resume = "go on with the run in OUTPUT_DIR; MODEL.WEIGHTS are not read then"
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
     add_launch_arguments(parser)
     parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
@@ -33,13 +42,22 @@ def parse() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.config_file, args.opts)
-    if args.eval_only and "OUTPUT_DIR" not in args.opts:  # not into the run that trained it
-        cfg.OUTPUT_DIR = str(Path(cfg.MODEL.WEIGHTS).parent / "eval")
-    start_run(cfg, new=not (args.resume or args.eval_only))
     if args.eval_only:
-        trainer.evaluate_only(cfg)
-    else:
-        trainer.train(cfg, args.resume)
+        evaluate(cfg, named=args.opts[::2])
+        return
+    trainer.check_start(cfg, args.resume)
+    start_run(cfg, new=not args.resume)
+    trainer.train(cfg, args.resume)
+
+
+def evaluate(cfg: CfgNode, named: list[str]) -> None:
+    folder = trainer.evaluation_folder(cfg)
+    if "OUTPUT_DIR" not in named:
+        cfg.OUTPUT_DIR = str(folder)
+    start_run(cfg, new=False, evaluates=True)
+    if "MODEL.PRECISION" not in named:
+        trainer.use_published_arithmetic(cfg)
+    trainer.evaluate_only(cfg)
 
 
 @exit_cleanly

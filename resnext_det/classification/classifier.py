@@ -1,5 +1,6 @@
 """The trunk with its head, as the trainer calls it: batches in, losses or logits out."""
 
+import logging
 import math
 
 import torch
@@ -12,7 +13,9 @@ from ..config import architecture_arguments, trunk_arguments
 from ..engine.trainer import LOG_PERIOD
 from ..models import Architecture, ResNeXt, build_resnext
 from ..models.precision import resolve_precision
-from .protocols import last_stage, logits_of
+from .protocols import logits_of
+
+logger = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
@@ -58,14 +61,17 @@ def _record_error(logits: torch.Tensor, labels: torch.Tensor) -> None:
 
 def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     """The classifier of ``cfg.MODEL.RESNETS`` on ``cfg.MODEL.DEVICE``, all layers trained."""
+    precision = resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE).type)
+    if precision != cfg.MODEL.PRECISION:
+        logger.info("MODEL.PRECISION %s: %s", cfg.MODEL.PRECISION, precision)
     trunk = build_resnext(
         **trunk_arguments(cfg),
         num_classes=num_classes,
         out_features=_features(cfg),
-        precision=resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE).type),
+        precision=precision,
     )
-    stride = trunk.output_shape()[last_stage(trunk)].stride if _features(cfg) else 32
-    window = math.ceil(cfg.DATA.CROP_SIZE / stride)  # the side of a training crop's map
+    # The side of a training crop's map.
+    window = math.ceil(cfg.DATA.CROP_SIZE / trunk.architecture.stride)
     return Classifier(trunk, window).to(cfg.MODEL.DEVICE)
 
 

@@ -1,9 +1,24 @@
 """From the views of a test image (DATA.TEST_PROTOCOL) to one vector of logits."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from ..models import ResNeXt
+
+
+def protocol_in_words(protocol: dict[str, Any]) -> str:
+    """What `config.protocol_of` gives, as the log says it.
+
+    >>> protocol_in_words({"protocol": "single", "crop": 224, "resize": 256})
+    'single, crop 224 from a short side of 256'
+    """
+    name = protocol["protocol"]
+    if "scales" in protocol:
+        return f"{name}, short sides {', '.join(map(str, protocol['scales']))}"
+    resized = f" from a short side of {protocol['resize']}" if "resize" in protocol else ""
+    return f"{name}, crop {protocol['crop']}{resized}"
 
 
 def last_stage(trunk: ResNeXt) -> str:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -12,22 +13,31 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from ..compat import describe_environment
+from ..config import architecture_arguments, check_sizes, protocol_of
 from ..data import augment, sets
 from ..engine.batch import follow_batch, images_per_process
-from ..engine.run import folder_of, record_run, write_json
+from ..engine.run import folder_of, record_evaluation, record_run, write_json
 from ..engine.sampler import ResumableBatches, one_thread, training_loader
 from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
-from ..errors import InputError
-from ..models.architecture import FIELDS
+from ..models import Architecture
+from ..models.checks import check_layers
 from ..weights import WeightsRecord, load_all, read_weights, save_weights
 from .classifier import Classifier, build_classifier
 from .evaluator import ErrorEvaluator, in_words
+from .protocols import protocol_in_words
+from .weights_setup import (
+    check_classes,
+    check_initial,
+    initial_weights,
+    load_initial,
+    require_weights,
+    set_as_recorded,
+)
 
 logger = logging.getLogger(__name__)
 
-# Fields of a record's architecture, and their keys in MODEL.RESNETS.
-ARCHITECTURE_KEYS = {field: key for field, (key, *_) in FIELDS.items()}
+FINAL = "model_final.safetensors"
 
 
 def with_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
@@ -79,17 +89,36 @@ def _share_statistics(model: torch.nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-def evaluate(cfg: CfgNode, model: torch.nn.Module, data: Dataset) -> dict:
+def evaluate(cfg: CfgNode, model: Classifier, data: Dataset) -> dict:
     """`ErrorEvaluator`'s results on ``data``, in percent, by the views of DATA.TEST_PROTOCOL."""
     _share_statistics(model)
     evaluator = ErrorEvaluator(cfg.DATA.EVAL_CLASSES)
     results = inference_on_dataset(model, build_test_loader(cfg, data), evaluator)
     logger.info(
-        "%s; %d images (crop %d)",
+        "%s; %d images (%s; %s)",
         in_words(results["classification"], len(data.classes), cfg.DATA.EVAL_CLASSES),
         len(data),
-        cfg.DATA.CROP_SIZE,
+        protocol_in_words(protocol_of(cfg)),
+        model.trunk.precision,
     )
+    return results
+
+
+def write_results(cfg: CfgNode, model: Classifier, data: Dataset, results: dict, weights) -> dict:
+    """results.json: the errors, and as "evaluation" how they were measured.
+
+    Args:
+        results: of `evaluate`.
+        weights: the file scored, as it was named; a run's own is beside results.json.
+
+    Returns:
+        {"classification": {..}, "evaluation": {"protocol": .., "crop": .., "resize": or "scales":
+        .., "precision": "fp32", "images": 50000, "weights": ..}}
+    """
+    measured = {"precision": model.trunk.precision, "images": len(data), "weights": str(weights)}
+    results = {**results, "evaluation": {**protocol_of(cfg), **measured}}
+    if comm.is_main_process():
+        write_json(folder_of(cfg, "results.json"), results)
     return results
 
 
@@ -109,24 +138,58 @@ def record_of(
     )
 
 
+def check_network(cfg: CfgNode) -> None:
+    """Raises InputError where the network cannot be, or the images are too small for it."""
+    augment.check_keys(cfg)
+    architecture = Architecture(**architecture_arguments(cfg))
+    check_layers(architecture, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.FORM)
+    keys = ["DATA.CROP_SIZE"]
+    if cfg.DATA.TEST_PROTOCOL == "dense":
+        keys.append("DATA.TEST_SCALES")
+    check_sizes(cfg, keys, architecture.stride)
+
+
+def check_start(cfg: CfgNode, resume: bool) -> str:
+    """What a training can be refused for before its folder is made.
+
+    Returns:
+        The weights that it begins with: MODEL.WEIGHTS, or "" for random ones or a checkpoint.
+
+    Raises:
+        InputError: see `check_network` and `check_initial`.
+    """
+    check_network(cfg)
+    weights = initial_weights(cfg, resume)
+    if weights:
+        check_initial(cfg, weights)
+    return weights
+
+
 def train(cfg: CfgNode, resume: bool) -> dict:
     """The whole classification step; writes model_final.safetensors and results.json.
 
+    It begins with MODEL.WEIGHTS where they are named (their head where it is for the same
+    classes), or with ``resume`` where the run in OUTPUT_DIR stopped.
+
     Returns:
-        {"classification": {"top1_error": .., "top5_error": ..}}, percent.
+        As `write_results`; errors in percent.
     """
-    final = folder_of(cfg, "model_final.safetensors")
+    weights = check_start(cfg, resume)
+    final = folder_of(cfg, FINAL)
     train_data, val_data = sets.open_both(cfg)
     cfg = with_epochs(cfg, len(train_data))
-    record_run(cfg)
     seed_all(cfg.SEED, 2)
     model = build_classifier(cfg, len(train_data.classes))
     logger.info(
-        "%s with %d classes, %.2f M parameters",
+        "%s with %d classes, %.2f M parameters, %s",
         model.trunk.architecture.name,
         len(train_data.classes),
         sum(p.numel() for p in model.parameters()) / 1e6,
+        model.trunk.precision,
     )
+    if weights:
+        load_initial(cfg, model, weights, train_data.classes)
+    record_run(cfg, precision=model.trunk.precision)
     results: dict = {}
 
     def score() -> dict:
@@ -140,62 +203,49 @@ def train(cfg: CfgNode, resume: bool) -> dict:
         save_weights(
             final, model.trunk.state_dict(), record_of(cfg, model, train_data.classes, top1)
         )
-        write_json(folder_of(cfg, "results.json"), results)
         logger.info("weights: %s", final)
-    return results
+    return write_results(cfg, model, val_data, results, FINAL)
 
 
-def set_as_recorded(cfg: CfgNode, record: WeightsRecord) -> None:
-    """Network and pixels as the weights know them, whatever the config says."""
-    cfg.INPUT.FORMAT = record.pixel_format
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = record.pixel_mean, record.pixel_std
-    for field, key in ARCHITECTURE_KEYS.items():
-        if field in record.architecture:
-            cfg.MODEL.RESNETS[key] = record.architecture[field]
+def evaluation_folder(cfg: CfgNode) -> Path:
+    """Where an evaluation goes unless OUTPUT_DIR is named: beside its weights, not into their run.
+
+    eval_single224, eval_ten_crop224 (protocol and DATA.CROP_SIZE) or eval_dense.
+
+    Raises:
+        InputError: no weights are named, or they are not there; or a DATA key is unknown.
+    """
+    augment.check_keys(cfg)
+    protocol = protocol_of(cfg)
+    size = "" if "scales" in protocol else protocol["crop"]
+    return require_weights(cfg).parent / f"eval_{protocol['protocol']}{size}"
 
 
-def _check_classes(path: str, tensors: dict, record: WeightsRecord, val: Dataset) -> None:
-    """Raises InputError where weights and data set have other classes or no head at all."""
-    if "linear.weight" not in tensors:
-        raise InputError(
-            path,
-            f"holds {record.kind} weights without a classification head",
-            "give weights with one",
-        )
-    outputs = len(tensors["linear.weight"])
-    if outputs != len(val.classes):
-        found = f"has {len(val.classes)} classes, {path} has {outputs}"
-    elif record.class_names and record.class_names != val.classes:
-        found = (
-            f"has classes {val.classes[:3]} ..., {path} was trained on {record.class_names[:3]} ..."
-        )
-    else:
-        return
-    raise InputError(val.root, found, "give the same classes")
+def use_published_arithmetic(cfg: CfgNode) -> None:
+    """An evaluation's MODEL.PRECISION unless the command line names one."""
+    cfg.MODEL.PRECISION = "fp32"
+    logger.info("MODEL.PRECISION fp32, as of published errors; name it for another arithmetic")
 
 
 def evaluate_only(cfg: CfgNode) -> dict:
-    """Score ``MODEL.WEIGHTS`` on the validation folder; writes results.json.
+    """Score ``MODEL.WEIGHTS`` on the validation images; writes run.json and results.json.
+
+    Network and pixels are as the weights record them.
+
+    Returns:
+        As `write_results`; errors in percent.
 
     Raises:
-        InputError: no weights are named, or their classes are not the data set's (files of other
-            programs name none: then their number must agree).
+        InputError: no weights are named, their classes are not the data set's (files of other
+            programs name none: then their number must agree), or OUTPUT_DIR holds a training run.
     """
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError(
-            "MODEL.WEIGHTS",
-            "is empty, and --eval-only needs trained weights",
-            "add MODEL.WEIGHTS path/to/model_final.safetensors",
-        )
-    tensors, record = read_weights(cfg.MODEL.WEIGHTS)
+    path = str(require_weights(cfg))
+    tensors, record = read_weights(path)
     set_as_recorded(cfg, record)
+    check_network(cfg)
     val = sets.open_split(cfg, "val")
-    _check_classes(cfg.MODEL.WEIGHTS, tensors, record, val)
+    check_classes(path, tensors, record, val)
     model = build_classifier(cfg, len(val.classes))
-    logger.info("%s: %s", cfg.MODEL.WEIGHTS, load_all(model.trunk, tensors, cfg.MODEL.WEIGHTS))
-    if not folder_of(cfg, "run.json").exists():  # the record of a training run stays
-        record_run(cfg)
-    results = evaluate(cfg, model, val)
-    if comm.is_main_process():
-        write_json(folder_of(cfg, "results.json"), results)
-    return results
+    logger.info("%s: %s", path, load_all(model.trunk, tensors, path))
+    record_evaluation(cfg, precision=model.trunk.precision)
+    return write_results(cfg, model, val, evaluate(cfg, model, val), path)

@@ -4,8 +4,16 @@
 """
 
 from .keys import IMAGENET_MEAN, IMAGENET_STD, get_cfg
-from .reading import cfg_from_text, check_cfg, load_cfg, override
-from .views import NETWORKS, TRAINED, architecture_arguments, flatten, stage_cfg, trunk_arguments
+from .reading import cfg_from_text, check_cfg, check_sizes, load_cfg, override
+from .views import (
+    NETWORKS,
+    TRAINED,
+    architecture_arguments,
+    flatten,
+    protocol_of,
+    stage_cfg,
+    trunk_arguments,
+)
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -15,10 +23,12 @@ __all__ = [
     "architecture_arguments",
     "cfg_from_text",
     "check_cfg",
+    "check_sizes",
     "flatten",
     "get_cfg",
     "load_cfg",
     "override",
+    "protocol_of",
     "stage_cfg",
     "trunk_arguments",
 ]

@@ -54,6 +54,9 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # The batch that BASE_LR, MAX_ITER, STEPS and WARMUP_ITERS are meant for; with another
     # IMS_PER_BATCH they follow by the linear rule (engine/batch.py). 0: they are taken as they are.
     cfg.SOLVER.REFERENCE_BATCH = 0
+    # Of these four, the ones that are taken as they are all the same; a command line adds those
+    # that it gives a value.
+    cfg.SOLVER.REFERENCE_KEEPS = ()
     # Evaluations (every TEST.EVAL_PERIOD iterations) in a row without a better figure, after which
     # a stage's training ends; 0: it never ends early.
     cfg.SOLVER.EARLY_STOP = 0
@@ -68,6 +71,7 @@ def _add_solver_keys(cfg: CfgNode) -> None:
         node = CfgNode()
         node.IMS_PER_BATCH = ims
         node.REFERENCE_BATCH = 0
+        node.REFERENCE_KEEPS = ()
         node.BASE_LR = lr
         node.STEPS = (120000,)
         node.MAX_ITER = 180000

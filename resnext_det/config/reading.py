@@ -1,20 +1,27 @@
 """Reading a config and checking it: files with ``_BASE_``, overrides, a run's stored text."""
 
 import difflib
+import functools
 import re
 from ast import literal_eval
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
 
 from ..errors import InputError
 from .keys import get_cfg
 from .views import flatten
 
+# As other rooms have them, which this one may not import; tests/test_config.py compares.
 SCORERS = ("auto", "pycocotools", "hotcoco")  # detection.scorer_backends.CHOICES
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # models.precision.DTYPES, and "auto"
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN")  # models.blocks.NORMS
+SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")  # engine.batch.FOLLOWING
 
 
 def _nearest_key(cfg: CfgNode, key: str) -> str:
@@ -42,7 +49,7 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
         value, key = mismatch.groups()
         default = repr(flatten(cfg)[key]) if key in flatten(cfg) else "a group of keys"
         text = f"{key} is {value}, its default is {default}"
-    return InputError(source, text, "give the key a value of its own type")
+    return InputError(source, text, "give the key a value of its own type (text in quotes)")
 
 
 def _as_declared(declared: Any, value: Any) -> Any:
@@ -62,6 +69,15 @@ def _as_declared(declared: Any, value: Any) -> Any:
     return value
 
 
+def _as_text(text: str) -> str:
+    """A word as it was typed, a number too; quotes around it are taken off."""
+    try:
+        value = literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, str) else text
+
+
 def _coerce(cfg: CfgNode, declared: CfgNode) -> None:
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
@@ -79,6 +95,10 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
             f"there is no config key {key}",
             f"did you mean {_nearest_key(cfg, key)}?",
         )
+    if isinstance(declared[key], str):
+        *path, leaf = key.split(".")
+        functools.reduce(CfgNode.__getitem__, path, cfg)[leaf] = _as_text(text)
+        return
     try:
         cfg.merge_from_list([key, _as_declared(declared[key], text)])
     except (KeyError, AssertionError, ValueError) as error:
@@ -100,8 +120,24 @@ def load_cfg(config_file: str | Path | None, opts: list[str] = ()) -> CfgNode:
     if config_file:
         _merge_file(cfg, str(config_file))
     override(cfg, opts)
+    _keep_typed(cfg.SOLVER, opts[::2])
     check_cfg(cfg, str(config_file or "command line"))
     return cfg
+
+
+def _keep_typed(solver: CfgNode, keys: list[str]) -> None:
+    """What is typed beside another batch than the recipe's is meant for that batch.
+
+    Not so where the reference is typed too: the rest is then meant for it.
+    """
+    for group, node in (("SOLVER", solver), *((f"SOLVER.{k}", v) for k, v in solver.items())):
+        if not (isinstance(node, CfgNode) and "REFERENCE_BATCH" in node):
+            continue
+        follows = node.REFERENCE_BATCH not in (0, node.IMS_PER_BATCH)
+        if follows and f"{group}.REFERENCE_BATCH" not in keys:
+            # A group of one network has no warm-up of its own: SOLVER's is meant.
+            typed = [k for k in SCHEDULE if f"{group if k in node else 'SOLVER'}.{k}" in keys]
+            node.REFERENCE_KEEPS = tuple(dict.fromkeys([*node.REFERENCE_KEEPS, *typed]))
 
 
 def override(cfg: CfgNode, opts: list[str]) -> None:
@@ -154,8 +190,50 @@ def _check_choice(source: str, key: str, value: Any, choices: tuple) -> None:
         )
 
 
+def check_sizes(cfg: CfgNode, keys: Iterable[str], least: int) -> None:
+    """Raises InputError where images would be smaller than one cell of the network's last map.
+
+    Args:
+        keys: of sizes in pixels, one or several each, as "DATA.TEST_SCALES"; 0 stands for images
+            that are not resized.
+        least: pixels, the network's total stride (``models.Architecture.stride``).
+    """
+    leaves = flatten(cfg)
+    for key in keys:
+        value = leaves[key]
+        sizes = value if isinstance(value, tuple | list) else [value]
+        if any(0 < size < least for size in sizes):
+            raise InputError(
+                "config",
+                f"{key} is {value}, and the network needs {least} pixels, its stride",
+                f"set it to {least} or more",
+            )
+
+
+def _check_norm(norm: str, source: str) -> None:
+    try:
+        get_norm(norm, 32)  # a number that every norm can divide
+    except KeyError as error:
+        raise InputError(
+            source,
+            f'MODEL.RESNETS.NORM is "{norm}"',
+            f'set it to one of {", ".join(NORMS)}, or to "" for none',
+        ) from error
+
+
+def _check_device(device: str, source: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            source, f'MODEL.DEVICE is "{device}"', "set it to cuda, cuda:1 (one of several) or cpu"
+        ) from error
+
+
 def check_cfg(cfg: CfgNode, source: str) -> None:
     """Checks across keys that would otherwise fail after hours. Raises InputError."""
+    _check_device(cfg.MODEL.DEVICE, source)
+    _check_norm(cfg.MODEL.RESNETS.NORM, source)
     _check_choice(source, "MODEL.PRECISION", cfg.MODEL.PRECISION, PRECISIONS)
     _check_choice(source, "INPUT.FORMAT", cfg.INPUT.FORMAT, ("RGB", "BGR"))
     if cfg.SOLVER.AMP.ENABLED:

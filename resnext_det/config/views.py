@@ -84,6 +84,20 @@ def trunk_arguments(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def protocol_of(cfg: CfgNode) -> dict[str, Any]:
+    """How DATA looks at a test image, as results.json records it; sizes in pixels.
+
+    {"protocol": "single" or "ten_crop", "crop": 224, "resize": 256}, without "resize" where
+    images are not resized (DATA.PAD > 0); or {"protocol": "dense", "crop": 224, "scales": [..]},
+    where the crop is training's, which the head's window follows.
+    """
+    data = cfg.DATA
+    found = {"protocol": data.TEST_PROTOCOL, "crop": data.CROP_SIZE}
+    if data.TEST_PROTOCOL == "dense":
+        return {**found, "scales": list(data.TEST_SCALES)}
+    return found if data.PAD else {**found, "resize": data.RESIZE_SIZE}
+
+
 def flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
     """All leaves as {"MODEL.DEVICE": "cpu", ...}."""
     leaves = {}

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
-from ..config import architecture_arguments, trunk_arguments
+from ..config import architecture_arguments, check_sizes, trunk_arguments
 from ..errors import InputError
 from ..models import BLOCKS_PER_STAGE, Architecture, ResNeXt, build_resnext
 from ..models.precision import resolve_precision
@@ -93,6 +93,13 @@ def require_res5(cfg: CfgNode) -> Architecture:
     return architecture
 
 
+def check_image_sizes(cfg: CfgNode) -> None:
+    """Raises InputError where images are made smaller than the stride of one of our trunks."""
+    if cfg.MODEL.BACKBONE.NAME in ("build_resnext_backbone", "build_resnext_fpn_backbone"):
+        keys = ("INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST")
+        check_sizes(cfg, keys, require_res5(cfg).stride)
+
+
 def check_detector(cfg: CfgNode) -> None:
     """Build all networks of MODEL.META_ARCHITECTURE, without memory, and forget them.
 
@@ -100,8 +107,10 @@ def check_detector(cfg: CfgNode) -> None:
     fractions of a second; ``cfg`` is not changed.
 
     Raises:
-        InputError: a network refuses the config, or Detectron2 cannot build it.
+        InputError: a network refuses the config, or Detectron2 cannot build it; or images are too
+            small for it.
     """
+    check_image_sizes(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"

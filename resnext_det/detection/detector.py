@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -70,19 +69,3 @@ def record_of(cfg: CfgNode, kind: str, dataset: str) -> WeightsRecord:
         config=cfg.dump(),
         versions=describe_environment(),
     )
-
-
-def check_classes(record: WeightsRecord, path: str | Path, dataset: str) -> None:
-    """Raises InputError where a detector's classes are not those of a loaded data set."""
-    names, ids = class_names(dataset)
-    if list(record.class_names) != names or list(record.class_ids) != ids:
-        raise InputError(
-            MetadataCatalog.get(dataset).json_file,
-            f"has the categories {_brief(names)}, {path} was trained on "
-            f"{_brief(record.class_names)}",
-            "evaluate on a file with the detector's own category ids and names",
-        )
-
-
-def _brief(names: list[str]) -> str:
-    return f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''} ({len(names)})"

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data.coco import read_registered
 from . import scorer_reasons as reasons
+from .confusion import ConfusionEvaluator
 from .loaders import build_test_loader
 from .scorer import IOUS
 from .scorer_evaluator import BoxEvaluator
@@ -137,11 +138,12 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
     Returns:
         {"bbox": {"AP", "AP50", .., "AP-<class>"}, "proposals": {"AR@100", .., "ARs@100", ..}} on
         the main process, {} elsewhere; with MODEL.MASK_ON "segm" as well. Precision-recall curves
-        are left in inference/<name>/.
+        and confusion.json (`ConfusionEvaluator`) are left in inference/<name>/.
     """
     boxes = box_evaluator(cfg, name)
     loader = build_test_loader(cfg, name)
-    results = inference_on_dataset(model, loader, [boxes, RecallEvaluator(name)])
+    others = [RecallEvaluator(name), ConfusionEvaluator(name, boxes.output_dir)]
+    results = inference_on_dataset(model, loader, [boxes, *others])
     if not comm.is_main_process():
         return {}
     curves = Path(boxes.output_dir, "precision.npy")

@@ -13,8 +13,9 @@ from ..engine.run import record_run
 from ..errors import InputError
 from ..weights import read_record
 from . import report, stage_files, stages
-from .backbone import check_detector
-from .detector import check_classes, require_detector, stored_cfg
+from .backbone import check_detector, check_image_sizes
+from .class_match import matching
+from .detector import require_detector, stored_cfg
 from .weights_setup import apply_record
 
 logger = logging.getLogger(__name__)
@@ -165,9 +166,10 @@ def evaluate_only(cfg: CfgNode, weights: str) -> dict:
             "DATASETS.TEST is empty",
             "name a data set there, or give --val-json and --val-images",
         )
+    check_image_sizes(cfg)
     record = read_record(weights)
     check_test_sets(cfg)
     for name in cfg.DATASETS.TEST:
         coco.load(name)
-        check_classes(record, weights, name)
+        matching(record, weights, name, tuple(cfg.TEST.CLASSES))
     return evaluate(cfg, weights)

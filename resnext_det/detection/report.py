@@ -1,6 +1,7 @@
 """The pictures at the end of a run: curves, detections, proposals, precision against recall."""
 
 import copy
+import json
 import logging
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from .. import plots
 from ..data.images import read_array
+from .confusion import labels_of, match
 from .loaders import NamingMapper
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def draw(cfg: CfgNode, model: nn.Module, results: dict[str, dict]) -> None:
     _draw_curves(cfg, folder)
     _draw_precision(cfg, folder, name, results[name])
     _draw_sheets(cfg, model, folder, name)
+    _draw_mistakes(cfg, model, folder, name)
     for path in sorted(folder.glob("*.png")):
         logger.info("picture: %s", path)
 
@@ -82,6 +85,30 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
         columns=4,
         titles=["ground truth", f"the RPN's best {PROPOSALS_SHOWN} proposals"],
     )
+
+
+def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> None:
+    """Confusion matrix, and the images with most mistakes."""
+    path = Path(cfg.OUTPUT_DIR, "inference", name, "confusion.json")
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    title = f"score {found['score']:g} or more, IoU {found['iou']:g}"
+    counts = np.array(found["counts"])
+    plots.confusion(counts, found["classes"], folder / "confusion.png", title=title)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+    mapper, meta, pictures = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name), []
+    for worst in found["worst"]:
+        record = records[worst["image_id"]]
+        output = model.eval()([mapper(record)])[0]
+        boxes, words, colors = labels_of(match(output["instances"], record), meta.thing_classes)
+        image = read_array(record["file_name"])
+        canvas = _canvas(image, meta)
+        drawn = canvas.overlay_instances(boxes=boxes or None, labels=words, assigned_colors=colors)
+        pictures += [_truth(image, record, meta), drawn.get_image()]
+    if pictures:
+        titles = ["ground truth", "green: right, red: wrong, orange: missed"]
+        plots.sheet(pictures, folder / "worst.png", columns=4, titles=titles)
 
 
 def _canvas(image: np.ndarray, meta) -> Visualizer:

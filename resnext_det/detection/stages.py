@@ -14,12 +14,14 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config import TRAINED
+from ..data import coco
 from ..data.proposals import open_proposals
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.run import write_json
 from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
-from ..weights import load_weights, read_weights, save_weights
+from ..weights import load_weights, read_record, read_weights, save_weights
+from .class_match import Renumbered, matching
 from .detector import load_detector, record_of
 from .evaluation import evaluate
 from .loaders import build_train_loader
@@ -158,11 +160,23 @@ def _joined(parts: dict[str, dict]) -> dict:
 def evaluate_detector(cfg: CfgNode, weights: str | Path) -> tuple[dict, nn.Module]:
     """AP and average recall on DATASETS.TEST; writes results.json on the main process.
 
-    With several data sets, results.json holds one entry a set, by name.
+    With several data sets, results.json holds one entry a set, by name. Classes are matched by
+    their names (`class_match`).
+
+    Returns:
+        The results by data set, and the detector as it speaks of the first data set's classes.
     """
     model, cfg = load_detector(weights, cfg)
-    results = {name: evaluate(cfg, model, name) for name in cfg.DATASETS.TEST}
+    models = {name: _for(model, cfg, weights, name) for name in cfg.DATASETS.TEST}
+    results = {name: evaluate(cfg, own, name) for name, own in models.items()}
     if comm.is_main_process():
         only = len(results) == 1
         write_json(stage_file(cfg, "eval"), next(iter(results.values())) if only else results)
-    return results, model
+    return results, next(iter(models.values()))
+
+
+def _for(model: nn.Module, cfg: CfgNode, weights: str | Path, name: str) -> nn.Module:
+    """The detector with the class numbers of a data set."""
+    coco.load(name)
+    numbers = matching(read_record(weights), weights, name, tuple(cfg.TEST.CLASSES))
+    return model if numbers is None else Renumbered(model, numbers).to(model.device).eval()

@@ -9,6 +9,8 @@ from ..errors import InputError
 
 logger = logging.getLogger(__name__)
 
+FOLLOWING = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
+
 
 def images_per_process(cfg: CfgNode) -> int:
     """Images a process takes at once: SOLVER.IMS_PER_BATCH / (processes x SOLVER.ACCUMULATE).
@@ -32,36 +34,54 @@ def follow_batch(cfg: CfgNode) -> CfgNode:
     """Rate and schedule for the batch at hand, where SOLVER.REFERENCE_BATCH states theirs.
 
     The linear rule (Goyal et al. 2017): with k times the reference batch, k times BASE_LR, and
-    MAX_ITER, STEPS and WARMUP_ITERS divided by k, so that the same number of images is seen. The
-    result's REFERENCE_BATCH is its own batch: written down and read again, it follows no further.
+    MAX_ITER, STEPS and WARMUP_ITERS divided by k, so that the same number of images is seen; keys
+    of SOLVER.REFERENCE_KEEPS stay. The result's REFERENCE_BATCH is its own batch: written down and
+    read again, it follows no further.
 
     Raises:
-        InputError: REFERENCE_BATCH is negative.
+        InputError: REFERENCE_BATCH is negative, or REFERENCE_KEEPS names another key.
     """
     reference = cfg.SOLVER.REFERENCE_BATCH
     if reference < 0:
         raise InputError("SOLVER.REFERENCE_BATCH", f"is {reference}", "set it to 0 (none) or more")
+    if unknown := sorted(set(cfg.SOLVER.REFERENCE_KEEPS) - set(FOLLOWING)):
+        raise InputError(
+            "SOLVER.REFERENCE_KEEPS", f"names {unknown[0]}", f"name some of {', '.join(FOLLOWING)}"
+        )
     if reference in (0, cfg.SOLVER.IMS_PER_BATCH):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
     solver, k = cfg.SOLVER, cfg.SOLVER.IMS_PER_BATCH / reference
-    before = solver.BASE_LR, solver.MAX_ITER, list(solver.STEPS), solver.WARMUP_ITERS
-    solver.BASE_LR *= k
-    solver.MAX_ITER = max(1, round(solver.MAX_ITER / k))
-    solver.STEPS = tuple(round(step / k) for step in solver.STEPS)
-    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / k)
-    solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
+    changed = []
+    for key, now in _scaled(solver, k).items():
+        if key in solver.REFERENCE_KEEPS:
+            changed.append(f"{key} {_shown(now[0])} as it is")
+        else:
+            solver[key] = now[1]
+            changed.append(f"{key} {_shown(now[0])} -> {_shown(now[1])}")
+    solver.REFERENCE_BATCH, solver.REFERENCE_KEEPS = solver.IMS_PER_BATCH, ()
     cfg.freeze()
     logger.info(
-        "batch %d instead of SOLVER.REFERENCE_BATCH %d: BASE_LR %g -> %g, MAX_ITER %d -> %d, "
-        "STEPS %s -> %s, WARMUP_ITERS %d -> %d",
+        "batch %d instead of SOLVER.REFERENCE_BATCH %d: %s",
         solver.IMS_PER_BATCH,
         reference,
-        *(value for pair in zip(before, _schedule(solver), strict=True) for value in pair),
+        ", ".join(changed),
     )
     return cfg
 
 
-def _schedule(solver: CfgNode) -> tuple:
-    return solver.BASE_LR, solver.MAX_ITER, list(solver.STEPS), solver.WARMUP_ITERS
+def _scaled(solver: CfgNode, k: float) -> dict[str, tuple]:
+    """{key: (for the reference batch, for k times that batch)}."""
+    return {
+        "BASE_LR": (solver.BASE_LR, solver.BASE_LR * k),
+        "MAX_ITER": (solver.MAX_ITER, max(1, round(solver.MAX_ITER / k))),
+        "STEPS": (solver.STEPS, tuple(round(step / k) for step in solver.STEPS)),
+        "WARMUP_ITERS": (solver.WARMUP_ITERS, round(solver.WARMUP_ITERS / k)),
+    }
+
+
+def _shown(value: float | tuple[int, ...]) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(list(value) if isinstance(value, tuple | list) else value)

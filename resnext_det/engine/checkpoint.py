@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -11,6 +12,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
+
+# What torch's reader raises over the bytes of a file that was cut off or is something else.
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)
+UNREADABLE += (LookupError, TypeError, AttributeError, struct.error)
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -50,7 +55,7 @@ class RunCheckpointer(DetectionCheckpointer):
         """A checkpoint's content. Raises InputError where it is not whole."""
         try:
             return torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        except UNREADABLE as error:
             raise InputError(
                 filename,
                 f"is not a whole checkpoint ({(str(error) or repr(error)).splitlines()[0]})",

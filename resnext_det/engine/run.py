@@ -19,6 +19,7 @@ from .seeding import seed_all
 
 logger = logging.getLogger("resnext_det")
 
+TRAINING, EVALUATION = "training", "evaluation"  # kinds of a run, in run.json
 MOST_WORKERS = 8  # data workers of a process, unless the user names a number
 
 
@@ -92,18 +93,52 @@ def share_cores(cfg: CfgNode) -> None:
         torch.set_num_threads(max(1, cores_per_process() - cfg.DATALOADER.NUM_WORKERS))
 
 
-def start_run(cfg: CfgNode, *, new: bool) -> None:
+def kind_of_run(folder: str | Path) -> str | None:
+    """ "training" or "evaluation", by the folder's run.json; None where there is none.
+
+    A run.json that cannot be read counts as training's, so that nothing takes its place.
+    """
+    try:
+        found = json.loads(Path(folder, "run.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError):
+        return TRAINING
+    found = found if isinstance(found, dict) else {}
+    # Without "kind" it is of an earlier version; the tools' flag tells.
+    command = found.get("command")
+    flagged = isinstance(command, list) and "--eval-only" in command
+    kind = found.get("kind", EVALUATION if flagged else TRAINING)
+    return EVALUATION if kind == EVALUATION else TRAINING
+
+
+def _refuse_other(folder: Path, kind: str) -> None:
+    """Raises InputError where the folder holds a run of the other kind."""
+    there = kind_of_run(folder)
+    if there in (None, kind):
+        return
+    mend = "choose another OUTPUT_DIR"
+    if kind == EVALUATION:
+        mend += f", such as {folder / 'eval'}: an evaluation would replace the run's results.json"
+    what = {TRAINING: "a training run", EVALUATION: "an evaluation"}[there]
+    raise InputError(folder, f"holds {what} (run.json)", mend)
+
+
+def start_run(cfg: CfgNode, *, new: bool, evaluates: bool = False) -> None:
     """Prepare ``cfg.OUTPUT_DIR`` and this process: log, device and seed.
 
     Args:
         cfg: MODEL.DEVICE, SEED (0 where the user gave none) and DATALOADER.NUM_WORKERS (where it
             is -1) are set here.
         new: the folder must not hold a run yet (training without ``--resume``).
+        evaluates: the folder must not hold a training run (``--eval-only``).
 
     Raises:
         InputError: the folder holds another run or cannot be made, or NUM_WORKERS is below -1.
     """
     folder = Path(cfg.OUTPUT_DIR)
+    if evaluates:
+        _refuse_other(folder, EVALUATION)
     if new and (folder / "run.json").exists():
         raise InputError(
             folder,
@@ -136,18 +171,46 @@ def _log_to(folder: Path) -> None:
         setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
 
 
-def record_run(cfg: CfgNode) -> None:
-    """Write config.yaml and run.json; called once the input has been found good."""
+def record_run(cfg: CfgNode, **facts: Any) -> None:
+    """Write config.yaml and run.json of a training; called once the input has been found good.
+
+    Args:
+        facts: further entries of run.json, such as ``precision="bf16"`` where the config says
+            "auto".
+
+    Raises:
+        InputError: the folder holds an evaluation.
+    """
+    _refuse_other(Path(cfg.OUTPUT_DIR), TRAINING)
+    _record(cfg, TRAINING, facts)
+
+
+def record_evaluation(cfg: CfgNode, **facts: Any) -> None:
+    """Write config.yaml and run.json of an evaluation in place of an earlier one's.
+
+    An earlier results.json is removed: it would stand beside settings that are not its own.
+
+    Args:
+        facts: as for `record_run`.
+
+    Raises:
+        InputError: the folder holds a training run, whose record and results stay.
+    """
+    _refuse_other(Path(cfg.OUTPUT_DIR), EVALUATION)
+    if comm.is_main_process():
+        folder_of(cfg, "results.json").unlink(missing_ok=True)
+    _record(cfg, EVALUATION, facts)
+
+
+def _record(cfg: CfgNode, kind: str, facts: dict[str, Any]) -> None:
     if not comm.is_main_process():
         return
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    write_json(
-        folder / "run.json",
-        {"command": sys.argv, "started": started, "environment": describe_environment()},
-    )
+    about = {"kind": kind, "command": sys.argv, "started": started, **facts}
+    write_json(folder / "run.json", {**about, "environment": describe_environment()})
 
 
 def folder_of(cfg: CfgNode, *parts: str) -> Path:

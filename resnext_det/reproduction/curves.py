@@ -1,8 +1,8 @@
 """Error while training, of several runs in one picture (paper, Figs. 5 and 6)."""
 
-import argparse
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import plots, runs
@@ -74,12 +74,32 @@ def labels_of(found: list[runs.Run]) -> list[str]:
     ]
 
 
-def draw_curves(args: argparse.Namespace) -> None:
-    found = [runs.read_run(folder) for folder in args.runs]
+def draw_curves(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    x_axis: str = "epochs",
+    error: str = "top1_error",
+    ylim: tuple[float, float] | None = None,
+) -> None:
+    """Validation errors, and training errors as far as they were logged, into one picture.
+
+    Args:
+        folders: of classification runs.
+        output: the picture; its ending says which kind.
+        x_axis: "epochs" or "iterations".
+        error: "top1_error", "top5_error", or one of these with "_1000way" (ImageNet-5K).
+        ylim: lowest and highest error shown, percent; None: all.
+
+    Raises:
+        InputError: a folder is no run, or lacks what is asked for.
+        OSError: the picture cannot be written.
+    """
+    found = [runs.read_run(folder) for folder in folders]
     curves = [
-        read_curve(run, label, args.x, args.error)
+        read_curve(run, label, x_axis, error)
         for run, label in zip(found, labels_of(found), strict=True)
     ]
-    rank, _, way = args.error.partition("_error")
+    rank, _, way = error.partition("_error")
     name = f"{rank.replace('top', 'top-')} error{way.replace('_', ', ').replace('way', '-way')}"
-    plots.error_curves(curves, args.output, xlabel=args.x, ylabel=f"{name} (%)", ylim=args.ylim)
+    plots.error_curves(curves, Path(output), xlabel=x_axis, ylabel=f"{name} (%)", ylim=ylim)

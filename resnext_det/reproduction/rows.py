@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from .. import paper, runs
-from ..config import architecture_arguments, load_cfg
+from ..config import architecture_arguments, load_cfg, protocol_of
 from ..errors import InputError
 from ..models import Architecture
 from ..runs import Record
@@ -127,6 +127,18 @@ def settings_in(config: str, opts: tuple[str, ...] = ()) -> dict:
     return runs.settings_of(load_cfg(ROOT / config, list(opts)))
 
 
+@functools.cache
+def protocol_in(config: str, opts: tuple[str, ...] = ()) -> dict:
+    return protocol_of(load_cfg(ROOT / config, list(opts)))
+
+
+def is_tested_as(record: Record, config: str, opts: tuple[str, ...]) -> bool:
+    """By the protocol and the sizes that its results name; where they name none, by settings."""
+    expected, found = protocol_in(config, opts), record.evaluation
+    sizes = ("protocol", "crop", "resize", "scales")
+    return not found or all(found.get(name) == expected.get(name) for name in sizes)
+
+
 def network_of(cfg: CfgNode) -> str:
     return Architecture(**architecture_arguments(cfg)).name
 
@@ -221,7 +233,7 @@ def tables() -> list[Table]:
 
 
 def runs_of(row: Row, records: list[Record]) -> list[Record]:
-    """Those of the same network, data and settings; for an evaluation, of such a run's weights.
+    """Those of the same network, data, settings and test; for an evaluation, of such weights.
 
     Whose weights they are is told by that run's OUTPUT_DIR.
     """
@@ -234,13 +246,13 @@ def runs_of(row: Row, records: list[Record]) -> list[Record]:
         r for r in near if not r.is_evaluation and not runs.differences(r.settings, expected)
     ]
     if not row.opts:
-        return trained
+        return [r for r in trained if is_tested_as(r, row.config, ())]
     weights = {f"{r.output}/model_final.safetensors" for r in trained}
     expected = settings_in(row.config, row.opts)
     return [
         r
         for r in near
-        if r.is_evaluation and r.weights in weights
+        if r.is_evaluation and r.weights in weights and is_tested_as(r, row.config, row.opts)
         if not runs.differences(r.settings, expected, of_the_test=True)
     ]
 

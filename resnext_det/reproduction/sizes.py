@@ -1,10 +1,9 @@
 """Error against parameters, a line a series of networks (paper, Fig. 7)."""
 
-import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,13 +104,31 @@ def series_of(points: list[Point]) -> dict[str, list[Point]]:
     return {name: members for name, members in series.items() if members}
 
 
-def draw_params(args: argparse.Namespace) -> None:
-    points = [point for path in args.studies for point in read_study(Path(path))]
+def draw_params(
+    studies: Sequence[str | Path],
+    output: str | Path,
+    *,
+    num_classes: int | None = None,
+    without_paper: bool = False,
+) -> None:
+    """Errors with their bars against millions of parameters, into one picture.
+
+    Args:
+        studies: study.json files; all of one data set.
+        output: the picture; its ending says which kind.
+        num_classes: of the data, for the size of the heads; None: as the first run logged, or 10.
+        without_paper: leave the points of Table 7 out.
+
+    Raises:
+        InputError: a study is damaged, or they do not belong into one picture.
+        OSError: the picture cannot be written.
+    """
+    points = [point for path in studies for point in read_study(Path(path))]
     if not points:
-        raise InputError(args.studies[0], "holds no row", "give a finished study")
+        raise InputError(studies[0], "holds no row", "give a finished study")
     check_alike(points)
     known = [point.data[1] for point in points if point.run]
-    num_classes = args.num_classes or next(filter(None, known), 10)
+    num_classes = num_classes or next(filter(None, known), 10)
     series = {
         name: sorted(
             (parameters(p.network, num_classes), p.mean, p.standard_error, p.label) for p in members
@@ -120,10 +137,10 @@ def draw_params(args: argparse.Namespace) -> None:
     }
     plots.errors_with_bars(
         series,
-        args.output,
+        Path(output),
         xlabel="parameters (millions)",
         printed={}
-        if args.without_paper or not in_the_papers_range(points)
+        if without_paper or not in_the_papers_range(points)
         else printed_points(num_classes),
     )
 

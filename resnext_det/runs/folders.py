@@ -20,9 +20,10 @@ from .settings import task_of
 # What the log says about the data, one line each, the number as the first group.
 _LOG = {
     "train_images": r"INFO: (\d+) images, \d+ iterations an epoch",
-    "val_images": r"; (\d+) images \(crop \d+\)",
+    "val_images": r"; (\d+) images \(",
     "classes": r" (?:with|among) (\d+) classes",
 }
+EVALUATION = "evaluation"  # the entry of results.json that is no figure
 _LOG_DETECTION = r"INFO: {}: (\d+) images, all entries checked"
 
 
@@ -36,6 +37,7 @@ class Run:
         started: local time, "2026-11-25 13:08:14"; of the last part, if it was resumed.
         environment: versions and machine, see `compat.describe_environment`.
         cfg: config.yaml; its MAX_ITER and STEPS are what was really run.
+        precision: the arithmetic used, where cfg says "auto"; None where run.json does not say.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Run:
     started: str
     environment: dict[str, str]
     cfg: CfgNode
+    precision: str | None = None
 
     @property
     def task(self) -> str:
@@ -93,6 +96,7 @@ def read_run(folder: str | Path) -> Run:
     mend = "give the folder of a run, as it was left"
     found = read_object(folder / "run.json", mend)
     types = {"command": list, "started": str, "environment": dict}
+    types |= {"precision": str} if "precision" in found else {}
     check_types(found, types, folder / "run.json", mend)
     text = _text(folder / "config.yaml", mend)
     if not text.strip():
@@ -103,6 +107,7 @@ def read_run(folder: str | Path) -> Run:
         started=found["started"],
         environment={name: str(value) for name, value in found["environment"].items()},
         cfg=cfg_from_text(text, str(folder / "config.yaml")),
+        precision=found.get("precision"),
     )
 
 
@@ -149,7 +154,8 @@ def read_results(run: Run) -> dict[str, float]:
     """
     path = run.folder / "results.json"
     mend = "let the run finish (the same command with --resume), or give another run"
-    results = dict(leaves(read_object(path, mend), path))
+    found = {k: v for k, v in read_object(path, mend).items() if k != EVALUATION}
+    results = dict(leaves(found, path))
     if not results:
         raise InputError(path, "holds no result", mend)
     for name, last in _last_evaluation(run.folder / "metrics.json").items():
@@ -160,6 +166,25 @@ def read_results(run: Run) -> dict[str, float]:
                 "evaluate into an OUTPUT_DIR of its own, and give a folder as training left it",
             )
     return results
+
+
+def read_evaluation(run: Run) -> dict[str, Any]:
+    """How the results were measured: protocol, sizes, precision, images, weights.
+
+    {} where results.json does not say, as those of earlier versions and of detection.
+
+    Raises:
+        InputError: the run is not finished, or the entry is damaged.
+    """
+    path = run.folder / "results.json"
+    mend = "give the folder of a run, as it was left"
+    found = read_object(path, mend).get(EVALUATION, {})
+    if not isinstance(found, dict):
+        raise InputError(path, f"{EVALUATION} is {found!r:.40}", mend)
+    if found:
+        types = {"protocol": str, "precision": str, "images": int, "weights": str}
+        check_types(found, types, path, mend)
+    return found
 
 
 def leaves(values: dict, path: Path, prefix: str = ""):

@@ -8,7 +8,15 @@ from types import NoneType
 from typing import Any
 
 from ..errors import InputError
-from .folders import Run, check_types, leaves, read_counts, read_object, read_results
+from .folders import (
+    Run,
+    check_types,
+    leaves,
+    read_counts,
+    read_evaluation,
+    read_object,
+    read_results,
+)
 from .settings import settings_of
 
 
@@ -26,6 +34,8 @@ class Record:
         weights, output: MODEL.WEIGHTS and OUTPUT_DIR.
         results: see `read_results`.
         settings: see `settings_of`.
+        precision: the arithmetic of the run where the settings say "auto"; None if unknown.
+        evaluation: see `read_evaluation`; {} if unknown.
         path: of the file itself; not written.
     """
 
@@ -44,6 +54,8 @@ class Record:
     results: dict[str, float]
     environment: dict[str, str]
     settings: dict[str, Any]
+    precision: str | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
     path: Path | None = field(default=None, compare=False)
 
     @property
@@ -57,6 +69,7 @@ _TYPES = {"task": str, "architecture": str, "data_set": str, "train_images": _CO
 _TYPES |= {"val_images": _COUNT, "classes": _COUNT, "command": str, "config_file": _OPTIONAL}
 _TYPES |= {"weights": str, "output": str, "seed": int, "started": str}
 _TYPES |= {"results": dict, "environment": dict, "settings": dict}
+_LATER = {"precision": _OPTIONAL, "evaluation": dict}  # which the first records did not have
 
 
 def record_of(run: Run, architecture: str, data_set: str | None = None) -> Record:
@@ -70,12 +83,16 @@ def record_of(run: Run, architecture: str, data_set: str | None = None) -> Recor
         InputError: see `read_results`.
     """
     words = [_from_root(word, run.command[0]) for word in run.command]
+    counts, evaluation = read_counts(run), read_evaluation(run)
+    if evaluation:
+        counts["val_images"] = evaluation["images"]
+        evaluation["weights"] = _from_root(evaluation["weights"], run.command[0])
     data = run.cfg.DATA.ROOT if run.task == "classification" else "+".join(run.cfg.DATASETS.TRAIN)
     return Record(
         task=run.task,
         architecture=architecture,
         data_set=data_set or Path(data).name,
-        **read_counts(run),
+        **counts,
         command=shlex.join(["python", *words]),
         config_file=_config_file(words),
         weights=_from_root(run.cfg.MODEL.WEIGHTS, run.command[0]),
@@ -85,6 +102,8 @@ def record_of(run: Run, architecture: str, data_set: str | None = None) -> Recor
         results=read_results(run),
         environment=run.environment,
         settings=settings_of(run.cfg),
+        precision=run.precision,
+        evaluation=evaluation,
     )
 
 
@@ -113,8 +132,9 @@ def read_record(path: Path) -> Record:
     """Raises InputError where the file is no record, naming the field."""
     mend = "write it anew with tools/reproduction.py --add, or remove it"
     found = read_object(path, mend)
-    check_types(found, _TYPES, path, mend)
-    if unknown := sorted(set(found) - set(_TYPES)):
+    types = _TYPES | {name: wanted for name, wanted in _LATER.items() if name in found}
+    check_types(found, types, path, mend)
+    if unknown := sorted(set(found) - set(types)):
         raise InputError(path, f"has an unknown field {unknown[0]}", mend)
     results = dict(leaves(found["results"], path))
     return Record(**{**found, "results": results}, path=path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnext_det.classification import trainer
+from resnext_det.classification import classifier, trainer
 from resnext_det.classification.classifier import build_classifier
 from resnext_det.classification.evaluator import ErrorEvaluator
 from resnext_det.config import load_cfg
@@ -160,13 +160,57 @@ def test_record_travels_in_the_weights(demo_set, whole):
 
 def test_eval_only_repeats_the_result(demo_set, whole, tmp_path):
     found = evaluate_only(demo_set, whole, tmp_path / "scored")
-    assert found == json.loads((whole / "results.json").read_text())
+    assert found["classification"] == results_in(whole)["classification"]
 
 
-def evaluate_only(data, trained, folder):
-    final = trained / "model_final.safetensors"
-    trainer.evaluate_only(load_cfg(CONFIG, tiny(data, folder, **{"MODEL.WEIGHTS": final})))
+def results_in(folder):
     return json.loads((folder / "results.json").read_text())
+
+
+def test_results_say_how_they_were_measured(demo_set, whole, tmp_path):
+    how = {"protocol": "single", "crop": 32, "resize": 32, "precision": "fp32", "images": 36}
+    assert results_in(whole)["evaluation"] == {**how, "weights": "model_final.safetensors"}
+    found = evaluate_only(demo_set, whole, tmp_path / "a")
+    assert found["evaluation"] == {**how, "weights": str(whole / "model_final.safetensors")}
+    keys = {"DATA.TEST_PROTOCOL": "dense", "DATA.TEST_SCALES": "(32, 48)"}
+    found = evaluate_only(demo_set, whole, tmp_path / "b", **keys)["evaluation"]
+    assert (found["protocol"], found["scales"]) == ("dense", [32, 48]) and "resize" not in found
+
+
+LINES = {
+    "single": "36 images (single, crop 32 from a short side of 32; fp32)",
+    "ten_crop": "36 images (ten_crop, crop 32 from a short side of 32; fp32)",
+    "dense": "36 images (dense, short sides 32, 48; fp32)",
+}
+
+
+@pytest.mark.parametrize("protocol, line", LINES.items(), ids=LINES)
+def test_the_log_names_the_protocol(demo_set, whole, tmp_path, caplog, protocol, line):
+    keys = {"DATA.TEST_PROTOCOL": protocol, "DATA.TEST_SCALES": "(32, 48)"}
+    with caplog.at_level("INFO", logger="resnext_det"):
+        evaluate_only(demo_set, whole, tmp_path / "scored", **keys)
+    assert any(r.getMessage().endswith(line) for r in caplog.records)
+
+
+def test_auto_is_recorded_as_what_it_became(demo_set, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(classifier, "resolve_precision", lambda given, device: "bf16")
+    others = {"MODEL.PRECISION": "auto", "SOLVER.MAX_ITER": 1}
+    with caplog.at_level("INFO", logger="resnext_det"):
+        train(demo_set, tmp_path / "run", **others)
+        evaluate_only(demo_set, tmp_path / "run", tmp_path / "scored", **others)
+    for name in ("run", "scored"):
+        assert json.loads((tmp_path / name / "run.json").read_text())["precision"] == "bf16"
+        assert results_in(tmp_path / name)["evaluation"]["precision"] == "bf16"
+        assert "PRECISION: auto" in (tmp_path / name / "config.yaml").read_text()
+    text = caplog.text
+    assert "MODEL.PRECISION auto: bf16" in text and "M parameters, bf16" in text
+    assert text.count("; bf16)") == 2
+
+
+def evaluate_only(data, trained, folder, **others):
+    keys = {"MODEL.WEIGHTS": trained / "model_final.safetensors", **others}
+    trainer.evaluate_only(load_cfg(CONFIG, tiny(data, folder, **keys)))
+    return results_in(folder)
 
 
 def test_eval_only_takes_the_pixels_from_the_weights(demo_set, tmp_path):
@@ -177,7 +221,8 @@ def test_eval_only_takes_the_pixels_from_the_weights(demo_set, tmp_path):
         "MODEL.PIXEL_STD": [9, 8, 7],
     }
     results = train(demo_set, tmp_path / "bgr", **pixels)
-    assert evaluate_only(demo_set, tmp_path / "bgr", tmp_path / "scored") == results
+    scored = evaluate_only(demo_set, tmp_path / "bgr", tmp_path / "scored")
+    assert scored["classification"] == results["classification"]
     images = trainer.sets.class_folders.class_folder
     seen = []
 
@@ -270,7 +315,8 @@ def test_two_processes_score_every_image_once(demo_set, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    by_two = json.loads((folder / "results.json").read_text())
-    assert by_two == evaluate_only(demo_set, folder, tmp_path / "one")
+    by_two = results_in(folder)
+    by_one = evaluate_only(demo_set, folder, tmp_path / "one")
+    assert by_two["classification"] == by_one["classification"]
     _, record = read_weights(folder / "model_final.safetensors")
     assert record.top1_error == by_two["classification"]["top1_error"]

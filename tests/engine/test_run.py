@@ -10,7 +10,15 @@ import torch
 
 from resnext_det.config import load_cfg
 from resnext_det.engine import run
-from resnext_det.engine.run import choose_workers, share_cores, start_run, write_json
+from resnext_det.engine.run import (
+    choose_workers,
+    kind_of_run,
+    record_evaluation,
+    record_run,
+    share_cores,
+    start_run,
+    write_json,
+)
 from resnext_det.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,6 +63,75 @@ def test_folder_of_another_run_is_refused(tmp_path):
     write_json(tmp_path / "run.json", {})
     with pytest.raises(InputError, match=f"{tmp_path}: holds a run already.*--resume"):
         run_in(tmp_path)
+
+
+# ---- the record ----
+
+KINDS = {
+    '{"kind": "evaluation"}': "evaluation",
+    '{"kind": "training", "command": ["--eval-only"]}': "training",
+    '{"command": ["tools/x.py", "--eval-only"]}': "evaluation",  # of before there was a kind
+    '{"command": ["tools/x.py"]}': "training",
+    '{"kind": "other"}': "training",
+    '{"command": 3}': "training",
+    "[]": "training",
+    "{": "training",
+    "\ud800": "training",  # no text
+}
+
+
+@pytest.mark.parametrize("text, kind", KINDS.items(), ids=range(len(KINDS)))
+def test_kind_of_a_run(tmp_path, text, kind):
+    assert kind_of_run(tmp_path) is None
+    (tmp_path / "run.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert kind_of_run(tmp_path) == kind
+
+
+def recorded(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def cfg_in(folder, *opts):
+    return load_cfg(None, ["OUTPUT_DIR", str(folder), *opts])
+
+
+def test_a_record_says_what_kind_and_which_arithmetic(tmp_path):
+    record_run(cfg_in(tmp_path / "a"), precision="bf16")
+    found = recorded(tmp_path / "a")
+    assert (found["kind"], found["precision"]) == ("training", "bf16")
+    assert found["command"] and found["started"] and found["environment"]["torch"]
+    record_evaluation(cfg_in(tmp_path / "b"))
+    assert recorded(tmp_path / "b")["kind"] == "evaluation"
+
+
+def test_an_evaluation_is_recorded_anew(tmp_path):
+    """With its own settings, and without the results of the one before."""
+    record_evaluation(cfg_in(tmp_path, "DATA.CROP_SIZE", "224"), precision="fp32")
+    write_json(tmp_path / "results.json", {"old": 1})
+    record_evaluation(cfg_in(tmp_path, "DATA.CROP_SIZE", "320"), precision="bf16")
+    assert "CROP_SIZE: 320" in (tmp_path / "config.yaml").read_text()
+    assert recorded(tmp_path)["precision"] == "bf16"
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_training_run_is_not_evaluated_into(tmp_path):
+    record_run(cfg_in(tmp_path))
+    write_json(tmp_path / "results.json", {"its": "own"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for refused in (
+        lambda: record_evaluation(cfg_in(tmp_path, "SEED", "3")),
+        lambda: start_run(cfg_in(tmp_path, "MODEL.DEVICE", "cpu"), new=False, evaluates=True),
+    ):
+        with pytest.raises(InputError, match=f"{tmp_path}: holds a training run .*such as .*/eval"):
+            refused()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_evaluation_is_not_gone_on_with(tmp_path):
+    record_evaluation(cfg_in(tmp_path))
+    with pytest.raises(InputError, match=f"{tmp_path}: holds an evaluation .*another OUTPUT_DIR"):
+        record_run(cfg_in(tmp_path))
+    assert recorded(tmp_path)["kind"] == "evaluation"
 
 
 def test_unset_seed_becomes_zero(tmp_path):

@@ -6,6 +6,8 @@ A few dozen images of 32 pixels and a network of 0.02 M parameters: what is comp
 import json
 import os
 import random
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +144,135 @@ def test_stopped_at_any_moment_and_resumed(data, whole, tmp_path, number):
     for key in ours:
         assert torch.equal(ours[key], theirs[key]), key
     assert (tmp_path / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+# ---- evaluations ----
+
+
+def score(monkeypatch, data, trained, *opts):
+    """``--eval-only`` of a run's weights in this process, which saves the seconds of imports."""
+    values = {**TINY, "DATA.ROOT": data, "MODEL.WEIGHTS": trained / "model_final.safetensors"}
+    del values["MODEL.PRECISION"]
+    words = [str(word) for pair in values.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", [*TOOL, "--eval-only", *words, *map(str, opts)])
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    runpy.run_path(TOOL[0], run_name="__main__")
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture
+def trained(whole, tmp_path):
+    """A copy of the run, to be scored."""
+    shutil.copytree(whole, tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+FOLDERS = {
+    "eval_single32": [],
+    "eval_single48": ["DATA.CROP_SIZE", 48, "DATA.RESIZE_SIZE", 48],
+    "eval_ten_crop32": ["DATA.TEST_PROTOCOL", "ten_crop"],
+    "eval_dense": ["DATA.TEST_PROTOCOL", "dense", "DATA.TEST_SCALES", "(32, 40)"],
+}
+
+
+def test_an_evaluation_has_a_folder_of_its_own(monkeypatch, data, trained):
+    """Beside the weights, by protocol and crop; the run that trained them stays as it is."""
+    names = ("run.json", "config.yaml", "results.json")
+    before = [(trained / name).read_bytes() for name in names]
+    for name, opts in FOLDERS.items():
+        score(monkeypatch, data, trained, *opts)
+        assert read(trained / name, "run.json")["kind"] == "evaluation"
+        assert f"eval_{read(trained / name, 'results.json')['evaluation']['protocol']}" in name
+    assert {path.name for path in trained.glob("eval*")} == set(FOLDERS)
+    assert [(trained / name).read_bytes() for name in names] == before
+    error = read(trained / "eval_single32", "results.json")["classification"]
+    assert error == read(trained, "results.json")["classification"]
+
+
+def test_a_second_evaluation_into_one_folder(monkeypatch, data, trained, tmp_path):
+    """Results, settings and command are all of the last one."""
+    for size in (32, 48):
+        opts = ["DATA.CROP_SIZE", size, "DATA.RESIZE_SIZE", size, "OUTPUT_DIR", tmp_path / "5"]
+        score(monkeypatch, data, trained, *opts)
+    assert read(tmp_path / "5", "results.json")["evaluation"]["crop"] == 48
+    assert "CROP_SIZE: 48" in (tmp_path / "5" / "config.yaml").read_text()
+    assert read(tmp_path / "5", "run.json")["command"].count("48") == 2
+
+
+def refusal(capsys, call):
+    with pytest.raises(SystemExit) as caught:
+        call()
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and message.count("\n") == 1, message
+    return message
+
+
+def test_not_into_the_folder_of_a_training_run(monkeypatch, capsys, data, trained):
+    before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    message = refusal(capsys, lambda: score(monkeypatch, data, trained, "OUTPUT_DIR", trained))
+    assert f"error: {trained}: holds a training run (run.json); choose another" in message
+    assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("given, used", [([], "fp32"), (["MODEL.PRECISION", "bf16"], "bf16")])
+def test_an_evaluation_is_in_fp32_unless_asked(monkeypatch, capsys, data, trained, given, used):
+    """The demo's config says "auto", as the paper's recipes here."""
+    score(monkeypatch, data, trained, *given)
+    folder = trained / "eval_single32"
+    assert read(folder, "results.json")["evaluation"]["precision"] == used
+    assert read(folder, "run.json")["precision"] == used
+    log = (folder / "log.txt").read_text()
+    assert ("MODEL.PRECISION fp32, as of published errors" in log) == (not given)
+    assert f"; {used})" in log
+
+
+# ---- what training begins with ----
+
+
+def train_here(monkeypatch, data, folder, *flags, **others):
+    values = {"DATA.ROOT": data, "OUTPUT_DIR": folder, **TINY, "SOLVER.MAX_ITER": 1, **others}
+    words = [str(word) for pair in values.items() for word in pair]
+    monkeypatch.setattr(sys, "argv", [*TOOL, *flags, *words])
+    runpy.run_path(TOOL[0], run_name="__main__")
+
+
+REFUSED = {
+    "missing": ({"MODEL.WEIGHTS": "none.pth"}, ["none.pth"]),
+    "a small crop": (
+        {"DATA.CROP_SIZE": 31},
+        ["DATA.CROP_SIZE is 31", "needs 32 pixels", "set it to 32 or more"],
+    ),
+    "a small scale": (
+        {"DATA.TEST_PROTOCOL": "dense", "DATA.TEST_SCALES": "(32, 16)"},
+        ["DATA.TEST_SCALES is (32, 16)", "set it to 32 or more"],
+    ),
+    "CIFAR's crop": (
+        {"MODEL.RESNETS.DEPTH": 11, "DATA.CROP_SIZE": 3},
+        ["DATA.CROP_SIZE is 3,", "set it to 4 or more"],
+    ),
+    "groups": ({"MODEL.RESNETS.NORM": "GN"}, ["MODEL.RESNETS.NORM", "GN cannot divide 4 channels"]),
+}
+
+
+@pytest.mark.parametrize("others, words", REFUSED.values(), ids=REFUSED)
+def test_refused_before_the_folder_is_made(monkeypatch, capsys, data, tmp_path, others, words):
+    message = refusal(capsys, lambda: train_here(monkeypatch, data, tmp_path / "run", **others))
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_wins_over_weights(monkeypatch, data, tmp_path):
+    """A run that was begun from weights goes on when they are gone."""
+    train_here(monkeypatch, data, tmp_path / "run")
+    others = {"SOLVER.MAX_ITER": 2, "MODEL.WEIGHTS": tmp_path / "gone.pth"}
+    train_here(monkeypatch, data, tmp_path / "run", "--resume", **others)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "MODEL.WEIGHTS is not read" in log and "going on at iteration 1 of 2" in log
 
 
 # ---- two processes ----

@@ -224,6 +224,27 @@ def test_a_320_crop(reproduction, tmp_path, ours):
     assert ("evaluation only" in page) is not ours
 
 
+TESTS = {
+    "as the row": ({"protocol": "single", "crop": 224, "resize": 256}, True),
+    "ten crops": ({"protocol": "ten_crop", "crop": 224, "resize": 256}, False),
+    "a larger crop": ({"protocol": "single", "crop": 320, "resize": 320}, False),
+    "another short side": ({"protocol": "single", "crop": 224, "resize": 224}, False),
+    "dense": ({"protocol": "dense", "crop": 224, "scales": [224]}, False),
+    "other images": ({"protocol": "single", "crop": 224, "resize": 256, "images": 9}, False),
+}
+
+
+@pytest.mark.parametrize("how, fills", TESTS.values(), ids=TESTS)
+def test_the_test_that_the_results_name(reproduction, tmp_path, how, fills):
+    """Whatever config.yaml and the log say."""
+    entry = {"precision": "fp32", "images": VAL, "weights": "model_final.safetensors", **how}
+    results = {**errors(22.1), "evaluation": entry}
+    page = reproduction("--add", make_run(tmp_path / "run", R101, results=results))
+    assert line(page, "Table 4", "R101_1x64d")[2].startswith("22.10 / 5.25" if fills else "not run")
+    (record,) = read_records(tmp_path / "records")
+    assert record.evaluation == entry
+
+
 def test_imagenet5k(reproduction, tmp_path):
     config = "configs/imagenet5k/X50_32x4d.yaml"
     results = errors(42.5, 17.0)

@@ -192,4 +192,5 @@ def test_a_stopped_run_saves_and_resumes(demo_set, tmp_path, number, send):
     done = subprocess.run(resumed, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"going on at iteration {iteration + 1} of {iteration + 3}" in done.stdout
-    assert set(json.loads((folder / "results.json").read_text())) == {"classification"}
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"classification", "evaluation"}

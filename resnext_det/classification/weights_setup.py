@@ -1,0 +1,147 @@
+"""MODEL.WEIGHTS of a classifier: what a training begins with, what an evaluation scores."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..config import flatten
+from ..engine.checkpoint import RunCheckpointer
+from ..errors import InputError
+from ..models import Architecture
+from ..weights import WeightsRecord, load_all, read_record, read_weights
+from ..weights.fit import KEYS, are_near, check_fit
+from .classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+HEAD = "linear."
+PIXELS = {
+    "INPUT.FORMAT": "pixel_format",
+    "MODEL.PIXEL_MEAN": "pixel_mean",
+    "MODEL.PIXEL_STD": "pixel_std",
+}
+
+
+def _recorded(record: WeightsRecord) -> dict[str, Any]:
+    """{config key: value} of network and pixels; the first records had fewer fields."""
+    architecture = Architecture(**record.architecture).as_dict()
+    found = {key: getattr(record, name) for key, name in PIXELS.items()}
+    return found | {key: architecture[field] for field, key in KEYS.items()}
+
+
+def set_as_recorded(cfg: CfgNode, record: WeightsRecord) -> None:
+    """Network and pixels as the weights know them, whatever the config says."""
+    for key, value in _recorded(record).items():
+        group, _, leaf = key.rpartition(".")
+        node = cfg
+        for part in group.split("."):
+            node = node[part]
+        node[leaf] = value
+
+
+def initial_weights(cfg: CfgNode, resume: bool) -> str:
+    """MODEL.WEIGHTS; "" where a checkpoint of the run itself is gone on with instead."""
+    if cfg.MODEL.WEIGHTS and resume:
+        checkpoint = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR).newest()
+        if checkpoint is not None:
+            logger.info("%s is there: MODEL.WEIGHTS is not read", checkpoint)
+            return ""
+    return cfg.MODEL.WEIGHTS
+
+
+def check_initial(cfg: CfgNode, path: str) -> None:
+    """Whether the weights named fit the network and the pixels of the config.
+
+    Raises:
+        InputError: the file is missing, damaged or no classification weights; or names a key, its
+            value, the file's and the mend.
+    """
+    record = read_record(path)
+    if record.kind != "classification":
+        raise InputError(
+            path,
+            f"holds {record.kind} weights, and classification begins with its own kind",
+            'give classification weights, or MODEL.WEIGHTS "" to begin with random ones',
+        )
+    now = flatten(cfg)
+    for key, theirs in _recorded(record).items():
+        ours = now[key]
+        same = are_near(ours, theirs) if isinstance(theirs, list) else ours == theirs
+        if not same:
+            raise InputError(
+                "config",
+                f"{key} is {ours!r}, but {path} was trained with {theirs!r}",
+                f"set {key} {theirs!r} or give other weights",
+            )
+
+
+def load_initial(cfg: CfgNode, model: Classifier, path: str, class_names: Sequence[str]) -> None:
+    """Load the file into the trunk, and into the head where it is one for the same classes.
+
+    Raises:
+        InputError: see `read_weights`, `check_fit` and `load_all`.
+    """
+    tensors, record = read_weights(path)
+    check_fit(model.trunk, record, path)
+    allowed = tuple(cfg.MODEL.WEIGHTS_ALLOW_MISSING)
+    reason = _why_fresh(tensors, record, class_names)
+    if reason:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
+        allowed += (f"{HEAD}*",)
+    report = load_all(model.trunk, tensors, path, allowed)
+    logger.info("%s: %s%s", path, report, reason and f"; the head starts fresh: {reason}")
+
+
+def _why_fresh(
+    tensors: dict[str, torch.Tensor], record: WeightsRecord, class_names: Sequence[str]
+) -> str:
+    """Why the file's head is of no use here; "" where it is."""
+    if f"{HEAD}weight" not in tensors:
+        return "the file has none"
+    outputs = len(tensors[f"{HEAD}weight"])
+    if outputs != len(class_names):
+        return f"the file's is for {outputs} classes, the data have {len(class_names)}"
+    if record.class_names and list(record.class_names) != list(class_names):
+        return f"the file's is for other classes ({', '.join(record.class_names[:3])}, ...)"
+    return ""
+
+
+def require_weights(cfg: CfgNode) -> Path:
+    """MODEL.WEIGHTS of an evaluation. Raises InputError where none are named or they are not there.
+
+    For the start of a run: their content is read later.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError(
+            "MODEL.WEIGHTS",
+            "is empty, and --eval-only needs trained weights",
+            "add MODEL.WEIGHTS path/to/model_final.safetensors",
+        )
+    read_record(cfg.MODEL.WEIGHTS)
+    return Path(cfg.MODEL.WEIGHTS)
+
+
+def check_classes(path: str, tensors: dict, record: WeightsRecord, val: Dataset) -> None:
+    """Raises InputError where weights and data set have other classes or no head at all."""
+    if f"{HEAD}weight" not in tensors:
+        raise InputError(
+            path,
+            f"holds {record.kind} weights without a classification head",
+            "give weights with one",
+        )
+    outputs = len(tensors[f"{HEAD}weight"])
+    if outputs != len(val.classes):
+        found = f"has {len(val.classes)} classes, {path} has {outputs}"
+    elif record.class_names and record.class_names != val.classes:
+        found = (
+            f"has classes {val.classes[:3]} ..., {path} was trained on {record.class_names[:3]} ..."
+        )
+    else:
+        return
+    raise InputError(val.root, found, "give the same classes")

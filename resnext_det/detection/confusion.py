@@ -1,0 +1,163 @@
+"""Which class is taken for which, and in which images a detector is wrong most."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_ioa, pairwise_iou
+from detectron2.utils import comm
+
+from ..engine.run import write_json
+
+SCORE, IOU = 0.5, 0.5
+
+
+@dataclass(frozen=True)
+class Matched:
+    """An image's detections and objects, brought together one to one.
+
+    Args:
+        boxes: float32 (D, 4), XYXY in pixels, of the detections that count, best first.
+        classes: of these detections, int64 (D,).
+        object_of: for each detection the number of its object, -1 for none, int64 (D,).
+        truth_boxes, truth_classes: of the objects that are no crowds, (G, 4) and (G,).
+    """
+
+    boxes: torch.Tensor
+    classes: torch.Tensor
+    object_of: torch.Tensor
+    truth_boxes: torch.Tensor
+    truth_classes: torch.Tensor
+
+    @property
+    def missed(self) -> torch.Tensor:
+        """Objects that no detection has, bool (G,)."""
+        missed = torch.ones(len(self.truth_boxes), dtype=torch.bool)
+        missed[self.object_of[self.object_of >= 0]] = False
+        return missed
+
+    @property
+    def right(self) -> torch.Tensor:
+        """Detections that have an object of their own class, bool (D,)."""
+        own = self.truth_classes[self.object_of.clamp(min=0)] if len(self.truth_classes) else None
+        found = self.object_of >= 0
+        return found if own is None else found & (own == self.classes)
+
+    @property
+    def mistakes(self) -> int:
+        """Missed objects, and detections without an object or of another class."""
+        return int(self.missed.sum()) + int((~self.right).sum())
+
+
+def truth_of(record: dict, crowds: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (G, 4), XYXY, and classes (G,) of a record's objects, or of its crowds instead."""
+    objects = [a for a in record.get("annotations", ()) if bool(a.get("iscrowd")) == crowds]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+    classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), classes
+
+
+def match(found: Instances, record: dict, score: float = SCORE, iou: float = IOU) -> Matched:
+    """Give each detection, best first, the free object that it overlaps most, whatever its class.
+
+    Args:
+        found: a detector's instances, in pixels of the original image.
+        record: the image's, in Detectron2's form.
+        score, iou: least score of a detection that counts, least overlap of a match. Detections
+            without an object that lie in a crowd, by that part of their area, do not count.
+    """
+    truth_boxes, truth_classes = truth_of(record)
+    found = found.to("cpu")
+    found = found[found.scores >= score]
+    found = found[torch.argsort(found.scores, descending=True, stable=True)]
+    boxes = found.pred_boxes.tensor
+    overlaps = pairwise_iou(Boxes(boxes), Boxes(truth_boxes))
+    object_of = torch.full((len(boxes),), -1)
+    for number in range(len(boxes)):
+        if truth_boxes.numel() and overlaps[number].max() >= iou:
+            object_of[number] = best = int(overlaps[number].argmax())
+            overlaps[:, best] = -1  # no longer free
+    in_crowd = pairwise_ioa(Boxes(truth_of(record, crowds=True)[0]), Boxes(boxes)) >= iou
+    counts = (object_of >= 0) | ~in_crowd.any(dim=0)
+    classes = found.pred_classes[counts]
+    return Matched(boxes[counts], classes, object_of[counts], truth_boxes, truth_classes)
+
+
+class ConfusionEvaluator(DatasetEvaluator):
+    """Counts how often which class is taken for which; keeps the images with most mistakes.
+
+    Args:
+        name: of a registered data set, which has been loaded.
+        folder: confusion.json goes there.
+        worst: number of images kept.
+    """
+
+    def __init__(self, name: str, folder: str | Path, worst: int = 6):
+        self.name, self.folder, self.worst = name, Path(folder), worst
+        self.records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+        self.classes = list(MetadataCatalog.get(name).thing_classes)
+
+    def reset(self) -> None:
+        self.counts = np.zeros((len(self.classes) + 1,) * 2, dtype=np.int64)
+        self.mistakes: list[tuple[int, int]] = []
+
+    def process(self, inputs, outputs) -> None:
+        for x, output in zip(inputs, outputs, strict=True):
+            matched = match(output["instances"], self.records[x["image_id"]])
+            count(self.counts, matched)
+            self.mistakes.append((matched.mistakes, x["image_id"]))
+        self.mistakes = self._most()
+
+    def _most(self) -> list[tuple[int, int]]:
+        """Most mistakes first, equal ones by image id."""
+        return sorted(self.mistakes, key=lambda m: (-m[0], m[1]))[: self.worst]
+
+    def evaluate(self) -> None:
+        shares = comm.gather((self.counts, self.mistakes))
+        if not comm.is_main_process():
+            return
+        self.counts = sum(counts for counts, _ in shares)
+        self.mistakes = [mistake for _, mistakes in shares for mistake in mistakes]
+        worst = [{"image_id": i, "mistakes": n} for n, i in self._most() if n]
+        write_json(
+            self.folder / "confusion.json",
+            {
+                "classes": [*self.classes, "background"],
+                "score": SCORE,
+                "iou": IOU,
+                "counts": self.counts.tolist(),
+                "worst": worst,
+            },
+        )
+
+
+def count(counts: np.ndarray, matched: Matched) -> None:
+    """Add an image to ``counts`` (K + 1, K + 1): rows are true classes, columns detected ones.
+
+    The last row is detections without an object, the last column objects without a detection.
+    """
+    background = len(counts) - 1
+    for kind, number in zip(matched.classes.tolist(), matched.object_of.tolist(), strict=True):
+        true = background if number < 0 else int(matched.truth_classes[number])
+        counts[true, kind] += 1
+    for true in matched.truth_classes[matched.missed].tolist():
+        counts[true, background] += 1
+
+
+def labels_of(matched: Matched, names: list[str]) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """For a picture: boxes, words and colours of what is right, wrong and missed."""
+    boxes, words, colors = [], [], []
+    for box, kind, is_right in zip(matched.boxes, matched.classes, matched.right, strict=True):
+        boxes.append(box.numpy())
+        words.append(names[int(kind)] if is_right else f"{names[int(kind)]}?")
+        colors.append("limegreen" if is_right else "red")
+    for box, kind in zip(
+        matched.truth_boxes[matched.missed], matched.truth_classes[matched.missed], strict=True
+    ):
+        boxes.append(box.numpy())
+        words.append(f"missed {names[int(kind)]}")
+        colors.append("orange")
+    return boxes, words, colors

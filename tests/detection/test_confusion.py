@@ -1,0 +1,129 @@
+"""Guard which detection belongs to which object, and what is counted of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from resnext_det import plots
+from resnext_det.detection.confusion import ConfusionEvaluator, count, labels_of, match
+
+A, B, C = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [50.0, 50, 60, 60]
+
+
+def found(*items):
+    """(box, class, score) triples as a detector's output."""
+    instances = Instances((100, 100))
+    boxes, classes, scores = zip(*items, strict=True) if items else ([], [], [])
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.scores = torch.tensor(scores, dtype=torch.float32)
+    return instances
+
+
+def record(*items, image_id=1, crowds=()):
+    entries = [(box, kind, 0) for box, kind in items] + [(box, kind, 1) for box, kind in crowds]
+    return {
+        "image_id": image_id,
+        "annotations": [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": kind, "iscrowd": crowd}
+            for box, kind, crowd in entries
+        ],
+    }
+
+
+def counts_of(detections, truth, classes=2):
+    counts = np.zeros((classes + 1,) * 2, dtype=np.int64)
+    count(counts, match(found(*detections), truth))
+    return counts.tolist()
+
+
+CASES = {
+    "right": ([(A, 0, 0.9)], record((A, 0)), [[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    "another class": ([(A, 1, 0.9)], record((A, 0)), [[0, 1, 0], [0, 0, 0], [0, 0, 0]]),
+    "missed": ([], record((A, 0), (B, 1)), [[0, 0, 1], [0, 0, 1], [0, 0, 0]]),
+    "no object": ([(C, 1, 0.9)], record((A, 0)), [[0, 0, 1], [0, 0, 0], [0, 1, 0]]),
+    "found twice": ([(A, 0, 0.9), (A, 0, 0.8)], record((A, 0)), [[1, 0, 0], [0, 0, 0], [1, 0, 0]]),
+    "below the score": ([(A, 0, 0.49)], record((A, 0)), [[0, 0, 1], [0, 0, 0], [0, 0, 0]]),
+    "best score first": (
+        [(A, 1, 0.6), (A, 0, 0.9)],
+        record((A, 0)),
+        [[1, 0, 0], [0, 0, 0], [0, 1, 0]],
+    ),
+    "crowds do not count": ([], record(crowds=[(A, 0)]), [[0] * 3] * 3),
+    "nor does what lies in them": (
+        [([2.0, 2, 6, 6], 1, 0.9), (C, 0, 0.9)],
+        record(crowds=[(A, 0)]),
+        [[0, 0, 0], [0, 0, 0], [1, 0, 0]],
+    ),
+    "an object in a crowd": (
+        [(A, 0, 0.9)],
+        record((A, 0), crowds=[([0.0, 0, 50, 50], 0)]),
+        [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
+    ),
+    "nothing at all": ([], record(), [[0] * 3] * 3),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_counted(case):
+    detections, truth, expected = CASES[case]
+    assert counts_of(detections, truth) == expected
+
+
+def test_every_detection_and_object_is_counted_once():
+    random = np.random.default_rng(0)
+
+    def boxes(n):
+        corner = random.uniform(0, 60, (n, 2))
+        return np.concatenate([corner, corner + random.uniform(5, 40, (n, 2))], 1).tolist()
+
+    items = [(box, int(random.integers(3)), 0.9) for box in boxes(40)]
+    truth = record(*[(box, int(random.integers(3))) for box in boxes(25)])
+    counts = np.array(counts_of(items, truth, classes=3))
+    assert counts[:, :3].sum() == 40 and counts[:3].sum() == 25
+    assert counts[:3, :3].sum() > 0
+
+
+def test_mistakes_and_labels():
+    matched = match(
+        found((A, 0, 0.9), (B, 0, 0.8), (C, 1, 0.7)), record((A, 0), (B, 1), ([80, 80, 99, 99], 0))
+    )
+    assert matched.mistakes == 3  # another class, no object, missed
+    boxes, words, colors = labels_of(matched, ["cup", "leaf"])
+    assert words == ["cup", "cup?", "leaf?", "missed cup"]
+    assert colors == ["limegreen", "red", "red", "orange"] and len(boxes) == 4
+
+
+def test_the_evaluator(tmp_path):
+    records = [record((A, 0), image_id=i) for i in range(1, 9)]
+    name = "confusion_test"
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).thing_classes = ["cup", "leaf"]
+    evaluator = ConfusionEvaluator(name, tmp_path, worst=2)
+    evaluator.reset()
+    for i in range(1, 9):
+        wrong = [(C, 1, 0.9)] * (i % 4)
+        output = {"instances": found((A, 0, 0.9), *wrong)}
+        evaluator.process([{"image_id": i}], [output])
+    assert evaluator.evaluate() is None
+    kept = json.loads((tmp_path / "confusion.json").read_text())
+    assert kept["counts"] == [[8, 0, 0], [0, 0, 0], [0, 12, 0]]
+    assert kept["classes"] == ["cup", "leaf", "background"]
+    assert kept["worst"] == [{"image_id": 3, "mistakes": 3}, {"image_id": 7, "mistakes": 3}]
+
+
+def test_of_many_classes_the_worst_are_drawn():
+    counts = np.diag([5] * 30 + [0])
+    counts[3, 17], counts[30, 8] = 9, 4
+    assert plots._most_confused(counts, most=3) == [3, 8, 17, 30]
+
+
+def test_the_picture(tmp_path):
+    counts = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 0]])
+    plots.confusion(counts, ["a", "b", "x"], tmp_path / "c.png", title="score 0.5")
+    assert (tmp_path / "c.png").stat().st_size > 5000
