@@ -114,9 +114,7 @@ def test_classes_that_the_detector_lacks(run, demo_set, tmp_path):
         "TEST.CLASSES",
     )
     known = ("leaf", "star", "ring", "cube", "cross")
-    results = evaluated(
-        run, demo_set, tmp_path, lambda c: rename(c, "mug", "horse"), CLASSES=known
-    )
+    results = evaluated(run, demo_set, tmp_path, lambda c: rename(c, "mug", "horse"), CLASSES=known)
     assert "AP-leaf" in results["bbox"]
 
 

@@ -28,6 +28,8 @@ STAGE_FILES = (
     "proposals/train.safetensors",
     "fast_rcnn/model_final.safetensors",
 )
+
+
 @pytest.fixture(scope="module")
 def start_weights(tmp_path_factory):
     return write_start_weights(tmp_path_factory.mktemp("classification"))
