@@ -2,7 +2,8 @@
 """Train and score Faster R-CNN as two networks that share nothing.
 
 python tools/train_net.py --config-file configs/faster_rcnn_X50_32x4d.yaml --num-gpus 8
-python tools/train_net.py --eval-only MODEL.WEIGHTS model_final.safetensors   (its own config)
+python tools/train_net.py --eval-only MODEL.WEIGHTS model_final.safetensors   (its own config;
+writes to eval/ beside the weights, unless OUTPUT_DIR is named on the command line)
 """
 
 import argparse
@@ -50,16 +51,18 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
 def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
     given = load_cfg(args.config_file, args.opts)
     if args.config_file:
+        if "OUTPUT_DIR" not in args.opts[::2]:  # the config's is that of the run that trained it
+            given.OUTPUT_DIR = pipeline.evaluation_folder(given.MODEL.WEIGHTS)
         return pipeline.evaluation_cfg(given, given.MODEL.WEIGHTS)
-    cfg = pipeline.evaluation_cfg(None, given.MODEL.WEIGHTS)
-    override(cfg, args.opts)
+    override(cfg := pipeline.evaluation_cfg(None, given.MODEL.WEIGHTS), args.opts)
     return cfg
 
 
 def run(args: argparse.Namespace) -> None:
     cfg = evaluation_cfg(args) if args.eval_only else load_cfg(args.config_file, args.opts)
     use_own_data(cfg, args)
-    start_run(cfg, new=not (args.resume or args.eval_only or args.stage))
+    old = args.resume or args.eval_only or args.stage
+    start_run(cfg, new=not old, evaluates=args.eval_only)
     if args.eval_only:
         pipeline.evaluate_only(cfg, cfg.MODEL.WEIGHTS)
     else:

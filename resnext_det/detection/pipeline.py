@@ -9,11 +9,11 @@ from detectron2.utils import comm
 from ..config import TRAINED, flatten
 from ..data import coco
 from ..data.coco_sets import check_config_sets, check_test_sets
-from ..engine.run import record_run
+from ..engine.run import record_evaluation, record_run
 from ..errors import InputError
 from ..weights import read_record
 from . import report, stage_files, stages
-from .backbone import check_detector, check_image_sizes
+from .backbone import check_detector, check_image_sizes, precision_of
 from .class_match import matching
 from .detector import require_detector, stored_cfg
 from .weights_setup import apply_record
@@ -74,7 +74,7 @@ def run(cfg: CfgNode, resume: bool, only: str | None = None) -> None:
             stage_files.check_unused(cfg, stage)
     if only is not None and not (resume and _is_finished(cfg, only)):
         _require_earlier(cfg, only)
-    record_run(cfg)
+    record_run(cfg, precision=precision_of(cfg))
     cfg.freeze()
     for stage in wanted:
         _run_stage(cfg, stage, resume)
@@ -146,7 +146,7 @@ def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
     require_detector(record, weights)
     stored = stored_cfg(weights)
     if cfg is None:
-        stored.OUTPUT_DIR = str(Path(weights).parent / "eval")  # not into the run that trained it
+        stored.OUTPUT_DIR = evaluation_folder(weights)
         return stored
     apply_record(cfg, record, weights)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(record.class_names)
@@ -157,8 +157,18 @@ def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
     return cfg
 
 
+def evaluation_folder(weights: str | Path) -> str:
+    """Where ``--eval-only`` writes unless OUTPUT_DIR is named: not into the run that trained."""
+    return str(Path(weights).parent / "eval")
+
+
 def evaluate_only(cfg: CfgNode, weights: str) -> dict:
-    """Score ``weights`` with a config from `evaluation_cfg`."""
+    """Score ``weights`` with a config from `evaluation_cfg`; config.yaml and run.json say how.
+
+    Raises:
+        InputError: no data set, one with faults or other classes, or OUTPUT_DIR holds a training
+            run.
+    """
     coco.register_from_config(cfg)
     if not cfg.DATASETS.TEST:
         raise InputError(
@@ -172,4 +182,5 @@ def evaluate_only(cfg: CfgNode, weights: str) -> dict:
     for name in cfg.DATASETS.TEST:
         coco.load(name)
         matching(record, weights, name, tuple(cfg.TEST.CLASSES))
+    record_evaluation(cfg, precision=precision_of(cfg))
     return evaluate(cfg, weights)

@@ -1,0 +1,52 @@
+"""Guard what an evaluation leaves: its own folder, its own record, nothing in another run's."""
+
+import json
+
+import pytest
+import yaml
+from test_pipeline import refusal
+from tiny import make_cfg, write_start_weights
+
+from resnext_det.detection import pipeline
+
+
+@pytest.fixture(scope="module")
+def run(demo_set, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    weights = write_start_weights(tmp_path_factory.mktemp("classification"))
+    pipeline.run(make_cfg(demo_set, folder, weights), resume=False)
+    return folder
+
+
+def evaluate(run, folder, **test):
+    weights = str(run / "model_final.safetensors")
+    cfg = pipeline.evaluation_cfg(None, weights)
+    cfg.OUTPUT_DIR = str(folder)
+    for key, value in test.items():
+        cfg.TEST[key] = value
+    pipeline.evaluate_only(cfg, weights)
+
+
+def test_an_evaluation_has_a_record(run, tmp_path):
+    evaluate(run, tmp_path)
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["kind"] == "evaluation" and about["precision"] == "fp32"
+    trained = json.loads((run / "run.json").read_text())
+    assert trained["kind"] == "training" and trained["precision"] == "fp32"
+
+
+def test_a_second_one_takes_its_place(run, tmp_path):
+    evaluate(run, tmp_path)
+    first = json.loads((tmp_path / "results.json").read_text())
+    evaluate(run, tmp_path, DETECTIONS_PER_IMAGE=1)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["TEST"]["DETECTIONS_PER_IMAGE"] == 1
+    assert json.loads((tmp_path / "results.json").read_text()) != first
+
+
+def test_not_into_the_run_that_trained(run):
+    before = {p.name: p.stat().st_mtime_ns for p in run.iterdir() if p.is_file()}
+    refusal(lambda: evaluate(run, run), "training run")
+    assert {p.name: p.stat().st_mtime_ns for p in run.iterdir() if p.is_file()} == before
+    weights = run / "model_final.safetensors"
+    assert pipeline.evaluation_cfg(None, str(weights)).OUTPUT_DIR == str(run / "eval")
