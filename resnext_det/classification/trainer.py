@@ -36,6 +36,7 @@ from .weights_setup import (
 )
 
 logger = logging.getLogger(__name__)
+BEST = "classification/top1_error"  # the figure that best weights are told by
 
 FINAL = "model_final.safetensors"
 
@@ -197,7 +198,12 @@ def train(cfg: CfgNode, resume: bool) -> dict:
         return results
 
     loader = functools.partial(build_train_loader, cfg, train_data)
-    Trainer(cfg, model, loader, evaluate=score, eval_period=cfg.TEST.EVAL_PERIOD).fit(resume)
+    period = cfg.TEST.EVAL_PERIOD
+    trainer = Trainer(cfg, model, loader, evaluate=score, eval_period=period, best=BEST)
+    trainer.fit(resume)
+    if cfg.SOLVER.FINAL_WEIGHTS == "best":
+        trainer.load_best()
+        score()
     if comm.is_main_process():
         top1 = results["classification"]["top1_error"]
         save_weights(

@@ -320,3 +320,16 @@ def test_two_processes_score_every_image_once(demo_set, tmp_path):
     assert by_two["classification"] == by_one["classification"]
     _, record = read_weights(folder / "model_final.safetensors")
     assert record.top1_error == by_two["classification"]["top1_error"]
+
+
+@pytest.mark.parametrize("final", ["best", "last"])
+def test_best_weights_as_the_final_ones(demo_set, tmp_path, final):
+    """Of nearly untrained networks the last is seldom the best; equal ones: the first."""
+    others = {"TEST.EVAL_PERIOD": 2, "SOLVER.FINAL_WEIGHTS": final, "SOLVER.BASE_LR": 1.0}
+    results = train(demo_set, tmp_path, **others)["classification"]
+    errors = read_metrics(tmp_path / "metrics.json")["classification/top1_error"][1]
+    assert len(set(errors)) > 1 and errors[-1] > min(errors)  # or there would be nothing to choose
+    assert results["top1_error"] == pytest.approx(min(errors) if final == "best" else errors[-1])
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)["model"]
+    same = [torch.equal(best[f"trunk.{name}"], value) for name, value in weights(tmp_path).items()]
+    assert all(same) == (final == "best")
