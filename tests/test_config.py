@@ -21,6 +21,7 @@ from resnext_det.config import (
     cfg_from_text,
     check_cfg,
     check_sizes,
+    checks,
     flatten,
     get_cfg,
     load_cfg,
@@ -288,16 +289,16 @@ def test_check_cfg(key, text, mend):
     assert_refused(lambda: load_cfg(PAPER, [key, text]), f"{PAPER}: ", key, text, mend)
 
 
-@pytest.mark.parametrize("norm", ["", *reading.NORMS, "naiveSyncBN"])
+@pytest.mark.parametrize("norm", ["", *checks.NORMS, "naiveSyncBN"])
 def test_norms_that_detectron2_knows(norm):
     assert load_cfg(None, ["MODEL.RESNETS.NORM", norm]).MODEL.RESNETS.NORM == norm
 
 
 def test_choices_are_those_of_the_rooms_that_take_them():
     """The config room may import none of these."""
-    assert reading.PRECISIONS == (*precision.DTYPES, "auto")
-    assert reading.NORMS == blocks.NORMS
-    assert reading.SCORERS == scorer_backends.CHOICES
+    assert checks.PRECISIONS == (*precision.DTYPES, "auto")
+    assert checks.NORMS == blocks.NORMS
+    assert checks.SCORERS == scorer_backends.CHOICES
     assert reading.SCHEDULE == batch.FOLLOWING
     assert tuple(f"{name}." for name in NETWORKS) == names.NETWORKS
 
@@ -661,3 +662,21 @@ def test_a_plain_detectron2_config_has_a_trunk():
     assert (found["width_multiplier"], found["channels_last"]) == (1.0, False)
     assert (found["fuse"], found["regroup"]) == (False, "off")
     assert (found["depth"], found["cardinality"], found["bottleneck_width"]) == (50, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.AMP.ENABLED", "True"),
+        ("SOLVER.REFERENCE_WORLD_SIZE", "8"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+        ("DATASETS.PROPOSAL_FILES_TRAIN", "('p.pkl',)"),
+        ("TEST.AUG.ENABLED", "True"),
+        ("TEST.PRECISE_BN.ENABLED", "True"),
+    ],
+)
+def test_keys_that_nothing_reads(key, value):
+    """Detectron2's own, which would be taken without a word and change nothing."""
+    with pytest.raises(InputError, match="nothing here reads it") as caught:
+        load_cfg("", [key, value])
+    assert key in str(caught.value)

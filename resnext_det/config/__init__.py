@@ -3,8 +3,9 @@
 ``get_cfg()`` is Detectron2's own defaults plus the keys of ``keys.py``.
 """
 
+from .checks import check_cfg, check_sizes
 from .keys import IMAGENET_MEAN, IMAGENET_STD, get_cfg
-from .reading import cfg_from_text, check_cfg, check_sizes, load_cfg, override
+from .reading import cfg_from_text, load_cfg, override
 from .views import (
     NETWORKS,
     TRAINED,

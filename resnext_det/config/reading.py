@@ -1,27 +1,22 @@
-"""Reading a config and checking it: files with ``_BASE_``, overrides, a run's stored text."""
+"""Reading a config: files with ``_BASE_``, overrides, a run's stored text."""
 
 import difflib
 import functools
 import re
 from ast import literal_eval
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.layers import get_norm
 
 from ..errors import InputError
+from .checks import check_cfg
 from .keys import get_cfg
 from .views import flatten
 
-# As other rooms have them, which this one may not import; tests/test_config.py compares.
-SCORERS = ("auto", "pycocotools", "hotcoco")  # detection.scorer_backends.CHOICES
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # models.precision.DTYPES, and "auto"
-NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN")  # models.blocks.NORMS
-SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")  # engine.batch.FOLLOWING
+# As engine.batch.FOLLOWING has them, which may not be imported; tests/test_config.py compares.
+SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 
 
 def _nearest_key(cfg: CfgNode, key: str) -> str:
@@ -181,80 +176,3 @@ def cfg_from_text(text: str, source: str) -> CfgNode:
     except yaml.YAMLError as error:
         raise InputError(source, "its stored config is not YAML", "give --config-file") from error
     return cfg
-
-
-def _check_choice(source: str, key: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise InputError(
-            source, f'{key} is "{value}"', f"set it to one of {', '.join(map(str, choices))}"
-        )
-
-
-def check_sizes(cfg: CfgNode, keys: Iterable[str], least: int) -> None:
-    """Raises InputError where images would be smaller than one cell of the network's last map.
-
-    Args:
-        keys: of sizes in pixels, one or several each, as "DATA.TEST_SCALES"; 0 stands for images
-            that are not resized.
-        least: pixels, the network's total stride (``models.Architecture.stride``).
-    """
-    leaves = flatten(cfg)
-    for key in keys:
-        value = leaves[key]
-        sizes = value if isinstance(value, tuple | list) else [value]
-        if any(0 < size < least for size in sizes):
-            raise InputError(
-                "config",
-                f"{key} is {value}, and the network needs {least} pixels, its stride",
-                f"set it to {least} or more",
-            )
-
-
-def _check_norm(norm: str, source: str) -> None:
-    try:
-        get_norm(norm, 32)  # a number that every norm can divide
-    except KeyError as error:
-        raise InputError(
-            source,
-            f'MODEL.RESNETS.NORM is "{norm}"',
-            f'set it to one of {", ".join(NORMS)}, or to "" for none',
-        ) from error
-
-
-def _check_device(device: str, source: str) -> None:
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise InputError(
-            source, f'MODEL.DEVICE is "{device}"', "set it to cuda, cuda:1 (one of several) or cpu"
-        ) from error
-
-
-def check_cfg(cfg: CfgNode, source: str) -> None:
-    """Checks across keys that would otherwise fail after hours. Raises InputError."""
-    _check_device(cfg.MODEL.DEVICE, source)
-    _check_norm(cfg.MODEL.RESNETS.NORM, source)
-    _check_choice(source, "MODEL.PRECISION", cfg.MODEL.PRECISION, PRECISIONS)
-    _check_choice(source, "INPUT.FORMAT", cfg.INPUT.FORMAT, ("RGB", "BGR"))
-    if cfg.SOLVER.AMP.ENABLED:
-        raise InputError(source, "SOLVER.AMP.ENABLED is True", 'set MODEL.PRECISION "bf16" instead')
-    for entry in cfg.DATASETS.COCO_JSON:
-        if not (isinstance(entry, list | tuple) and len(entry) == 3):
-            raise InputError(
-                source,
-                f"DATASETS.COCO_JSON holds {entry!r}",
-                "write each entry as [name, json file, image folder]",
-            )
-    _check_choice(source, "TEST.SCORER", cfg.TEST.SCORER, SCORERS)
-    _check_choice(source, "SOLVER.FINAL_WEIGHTS", cfg.SOLVER.FINAL_WEIGHTS, ("last", "best"))
-    wants_figures = cfg.SOLVER.EARLY_STOP > 0 or cfg.SOLVER.FINAL_WEIGHTS == "best"
-    if wants_figures and cfg.TEST.EVAL_PERIOD < 1:
-        raise InputError(
-            source,
-            "SOLVER.EARLY_STOP and SOLVER.FINAL_WEIGHTS best need evaluations, and "
-            f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}",
-            "set TEST.EVAL_PERIOD to the iterations between two evaluations",
-        )
-    for key, value in flatten(cfg.SOLVER, "SOLVER.").items():
-        if key.endswith(("IMS_PER_BATCH", "MAX_ITER", "ACCUMULATE")) and value < 1:
-            raise InputError(source, f"{key} is {value}", "set it to 1 or more")

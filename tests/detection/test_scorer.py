@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnext_det.config import load_cfg
-from resnext_det.config.reading import SCORERS
+from resnext_det.config.checks import SCORERS
 from resnext_det.detection import scorer_backends as backends
 from resnext_det.detection.scorer import caps_of, score
 from resnext_det.detection.scorer_arrays import truth_of

@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
 from resnext_det.config import get_cfg, trunk_arguments
-from resnext_det.config.reading import PRECISIONS
+from resnext_det.config.checks import PRECISIONS
 from resnext_det.errors import InputError
 from resnext_det.models import Architecture, build_resnext, build_stage, checks, precision
 
