@@ -3,7 +3,7 @@
 ``get_cfg()`` is Detectron2's own defaults plus the keys of ``keys.py``.
 """
 
-from .checks import check_cfg, check_sizes
+from .checks import check_cfg, check_keys, check_sizes
 from .keys import IMAGENET_MEAN, IMAGENET_STD, get_cfg
 from .reading import cfg_from_text, load_cfg, override
 from .views import (
@@ -24,6 +24,7 @@ __all__ = [
     "architecture_arguments",
     "cfg_from_text",
     "check_cfg",
+    "check_keys",
     "check_sizes",
     "flatten",
     "get_cfg",

@@ -9,7 +9,7 @@ from detectron2.layers import get_norm
 
 from ..errors import InputError
 from .keys import get_cfg
-from .views import flatten
+from .views import flatten, nearest_key
 
 # As other rooms have them, which this one may not import; tests/test_config.py compares.
 SCORERS = ("auto", "pycocotools", "hotcoco")  # detection.scorer_backends.CHOICES
@@ -92,6 +92,18 @@ def check_cfg(cfg: CfgNode, source: str) -> None:
     _check_unread(cfg, source)
     _check_coco_json(cfg, source)
     _check_solver(cfg, source)
+
+
+def check_keys(cfg: CfgNode) -> None:
+    """Raises InputError for a key that a script has made up: nothing would read it."""
+    known = get_cfg()
+    for key in flatten(cfg):
+        if key not in flatten(known):
+            raise InputError(
+                "config",
+                f"there is no config key {key}",
+                f"did you mean {nearest_key(known, key)}?",
+            )
 
 
 def _check_unread(cfg: CfgNode, source: str) -> None:

@@ -1,6 +1,5 @@
 """Reading a config: files with ``_BASE_``, overrides, a run's stored text."""
 
-import difflib
 import functools
 import re
 from ast import literal_eval
@@ -13,18 +12,10 @@ from detectron2.config import CfgNode
 from ..errors import InputError
 from .checks import check_cfg
 from .keys import get_cfg
-from .views import flatten
+from .views import flatten, nearest_key
 
 # As engine.batch.FOLLOWING has them, which may not be imported; tests/test_config.py compares.
 SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
-
-
-def _nearest_key(cfg: CfgNode, key: str) -> str:
-    keys = list(flatten(cfg))
-    # A key put into the wrong group keeps its last part, so that is compared first.
-    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = difflib.get_close_matches(key, same_leaf or keys, n=1, cutoff=0.0)
-    return near[0]
 
 
 def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
@@ -36,7 +27,7 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
     if "Non-existent" in text:
         key = text.split(":")[-1].strip().split(" ")[-1]
         return InputError(
-            source, f"there is no config key {key}", f"did you mean {_nearest_key(cfg, key)}?"
+            source, f"there is no config key {key}", f"did you mean {nearest_key(cfg, key)}?"
         )
     text = " ".join(text.split())
     mismatch = re.match(r".* vs\. (.*)\) for config key: (\S+)$", text)
@@ -88,7 +79,7 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
         raise InputError(
             "command line",
             f"there is no config key {key}",
-            f"did you mean {_nearest_key(cfg, key)}?",
+            f"did you mean {nearest_key(cfg, key)}?",
         )
     if isinstance(declared[key], str):
         *path, leaf = key.split(".")

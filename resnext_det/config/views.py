@@ -1,5 +1,6 @@
 """A config seen as something else: a trunk's arguments, one network's config, a flat dict."""
 
+import difflib
 import functools
 from typing import Any
 
@@ -134,3 +135,12 @@ def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
         cfg.MODEL.PROPOSAL_GENERATOR.NAME = "PrecomputedProposals"
     cfg.freeze()
     return cfg
+
+
+def nearest_key(cfg: CfgNode, key: str) -> str:
+    """The key of ``cfg`` that a misspelt one was probably meant to be."""
+    keys = list(flatten(cfg))
+    # A key put into the wrong group keeps its last part, so that is compared first.
+    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = difflib.get_close_matches(key, same_leaf or keys, n=1, cutoff=0.0)
+    return near[0]

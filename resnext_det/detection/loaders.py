@@ -151,6 +151,12 @@ def load_records(cfg: CfgNode) -> list[dict]:
     return records
 
 
+def log_epochs(cfg: CfgNode, images: int) -> None:
+    """How often a training sees each image."""
+    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / images
+    logger.info("%d training images, %.1f epochs", images, epochs)
+
+
 def build_train_loader(
     cfg: CfgNode, start: int, proposals: ProposalFile | None = None
 ) -> torch.utils.data.DataLoader:
@@ -161,6 +167,7 @@ def build_train_loader(
         proposals: for Fast R-CNN; every training image must be in it.
     """
     records = load_records(cfg)
+    log_epochs(cfg, len(records))
     if proposals is not None:
         proposals.check_covers([record["image_id"] for record in records])
     wide = [int(record["width"] > record["height"]) for record in records]

@@ -12,7 +12,7 @@ from torch import nn
 from ..data.proposals import by_score
 from ..engine.batch import images_per_process
 from ..engine.sampler import ResumableBatches, training_loader
-from .loaders import NamingMapper, load_records
+from .loaders import NamingMapper, load_records, log_epochs
 from .proposals import boxes_and_logits
 
 
@@ -55,6 +55,7 @@ class OnlineLoader:
 
     def __init__(self, cfg: CfgNode, start: int, *, rpn: nn.Module, rpn_cfg: CfgNode):
         records = load_records(cfg)
+        log_epochs(cfg, len(records))
         wide = [int(record["width"] > record["height"]) for record in records]
         batches = ResumableBatches(
             len(records),

@@ -6,7 +6,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..config import TRAINED, flatten
+from ..config import TRAINED, check_keys, flatten
 from ..data import coco
 from ..data.coco_sets import check_config_sets, check_test_sets
 from ..engine.run import record_evaluation, record_run
@@ -29,8 +29,11 @@ def prepare(cfg: CfgNode) -> None:
     Raises:
         InputError: anything wrong with a data set or the weights, before hours are spent.
     """
+    check_keys(cfg)
     _load_data_sets(cfg)
-    names, _ = coco.class_names(cfg.DATASETS.TRAIN[0])
+    names, ids = coco.class_names(cfg.DATASETS.TRAIN[0])
+    classes = (f"{id_} -> {n} {name}" for n, (id_, name) in enumerate(zip(ids, names, strict=True)))
+    logger.info("category ids to classes: %s", ", ".join(classes))
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(names):
         logger.info("%d classes, from %s", len(names), cfg.DATASETS.TRAIN[0])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)

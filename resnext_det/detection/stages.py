@@ -16,6 +16,7 @@ from torch import nn
 from ..config import TRAINED
 from ..data import coco
 from ..data.proposals import open_proposals
+from ..engine.batch import images_per_process
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.run import write_json
 from ..engine.seeding import seed_all
@@ -69,6 +70,11 @@ def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
         own.SOLVER.BASE_LR,
         list(own.SOLVER.STEPS),
     )
+    if own.MODEL.RESNETS.NORM == "BN" and images_per_process(own) == 1:
+        logger.warning(
+            "MODEL.RESNETS.NORM is BN, and a process sees one image at a time: its statistics are "
+            "poor; FrozenBN keeps those of the weights"
+        )
     loader = _loader(cfg, own, stage)
     model = _initial_model(own, stage)
     watch = _watch(cfg, own, model, stage)

@@ -71,3 +71,7 @@ class RunCheckpointer(DetectionCheckpointer):
             except InputError as error:
                 logger.warning("%s", error)
         return found[max(found)] if found else None
+
+    def periodic(self) -> list[str]:
+        """The numbered checkpoints of the folder, oldest first."""
+        return [str(path) for path in sorted(Path(self.save_dir).glob("model_[0-9]*.pth"))]

@@ -72,7 +72,7 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(device, enabled=cfg.MODEL.PRECISION == "fp16")
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter, self.parts = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE
-        self.losses = LossLog(cfg.OUTPUT_DIR)
+        self.losses, self.left_out = LossLog(cfg.OUTPUT_DIR), 0
         self.best = None
         if best and eval_period:
             self.best = KeepBest(self.checkpointer, eval_period, best, cfg.SOLVER.EARLY_STOP)
@@ -111,9 +111,13 @@ class Trainer(SimpleTrainer):
         """Load the newest readable checkpoint of the folder; the iteration to go on with, or 0."""
         path = self.checkpointer.newest()
         if path is None:
+            logger.info("%s: no checkpoint to go on with, beginning", self.cfg.OUTPUT_DIR)
             return 0
         start = self.checkpointer.load(path)["iteration"] + 1
         logger.info("resumed from %s: going on at iteration %d of %d", path, start, self.max_iter)
+        for hook in self._hooks:  # or those of before the interruption would stay for ever
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.recent_checkpoints = self.checkpointer.periodic()
         return start
 
     def before_train(self) -> None:
@@ -137,13 +141,30 @@ class Trainer(SimpleTrainer):
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
         self.losses.add(self.iter, sums, waited, images)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < scale:
+            self.left_out += 1
+            logger.warning(
+                "fp16: a gradient overflowed and its step was left out (%d so far); the loss is "
+                "now scaled by %g",
+                self.left_out,
+                self.scaler.get_scale(),
+            )
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "scaler": self.scaler.state_dict()}
+        own = {"scaler": self.scaler.state_dict(), "base_lr": self.cfg.SOLVER.BASE_LR}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        then, now = state_dict.get("base_lr"), self.cfg.SOLVER.BASE_LR
+        if then is not None and then != now:
+            raise InputError(
+                self.cfg.OUTPUT_DIR,
+                f"was begun with BASE_LR {then:g}, the config now says {now:g}",
+                f"set it to {then:g} to go on, or choose another OUTPUT_DIR",
+            )
         super().load_state_dict(state_dict)
         if scale := state_dict.get("scaler"):  # empty unless the run was in fp16
             self.scaler.load_state_dict(scale)
