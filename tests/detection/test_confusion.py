@@ -94,7 +94,7 @@ def test_mistakes_and_labels():
     )
     assert matched.mistakes == 3  # another class, no object, missed
     boxes, words, colors = labels_of(matched, ["cup", "leaf"])
-    assert words == ["", "cup? 80%", "leaf? 70%", "missed cup"]
+    assert words == ["cup", "cup?", "leaf?", "missed cup"]
     assert colors == ["limegreen", "red", "red", "orange"] and len(boxes) == 4
 
 
