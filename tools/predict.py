@@ -10,6 +10,7 @@ written. Further KEY VALUE pairs change the stored config, for instance MODEL.DE
 """
 
 import argparse
+from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
@@ -36,7 +37,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def entries_of(args: argparse.Namespace) -> list[files.Entry]:
+def inputs_of(args: argparse.Namespace) -> list[files.Entry] | Path:
+    """The images, or the video."""
     if bool(args.json) != bool(args.images) or bool(args.json) == bool(args.input):
         raise InputError(
             "command line",
@@ -45,7 +47,7 @@ def entries_of(args: argparse.Namespace) -> list[files.Entry]:
         )
     if args.json:
         return files.entries_of_coco(args.json, args.images)
-    return [] if files.is_video(args.input) else files.entries_of(args.input)
+    return files.video_of(args.input) or files.entries_of(args.input)
 
 
 @exit_cleanly
@@ -54,19 +56,21 @@ def main() -> None:
     weights = load_cfg("", args.opts).MODEL.WEIGHTS
     if not weights:
         raise InputError("MODEL.WEIGHTS", "is empty", "add MODEL.WEIGHTS model_final.safetensors")
+    if not 0 <= args.score <= 1:
+        raise InputError("command line", f"--score is {args.score:g}", "give one of 0..1")
     setup_logger(name="resnext_det")
-    entries = entries_of(args)
+    inputs = inputs_of(args)
     predictor = Predictor(weights, batch_size=args.batch_size, opts=args.opts)
     folder = files.new_folder(args.output)
     shown = {"least": args.score, "pictures": not args.json_only}
-    if entries:
+    if isinstance(inputs, Path):
+        results = files.predict_video(predictor, inputs, folder, **shown)
+    else:
         results, skipped = files.predict_images(
-            predictor, entries, folder, skip_unreadable=args.skip_unreadable, **shown
+            predictor, inputs, folder, skip_unreadable=args.skip_unreadable, **shown
         )
         for path in skipped:
             print(f"left out, cannot be read: {path}")
-    else:
-        results = files.predict_video(predictor, args.input[0], folder, **shown)
     print(f"wrote: {folder} ({len(results.images)} images, {len(results.results)} detections)")
 
 

@@ -1,5 +1,7 @@
 """Which class is taken for which, and in which images a detector is wrong most."""
 
+import csv
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,14 @@ class Matched:
 
     Args:
         boxes: float32 (D, 4), XYXY in pixels, of the detections that count, best first.
-        classes: of these detections, int64 (D,).
+        classes, scores: of these detections, int64 (D,) and float32 (D,).
         object_of: for each detection the number of its object, -1 for none, int64 (D,).
         truth_boxes, truth_classes: of the objects that are no crowds, (G, 4) and (G,).
     """
 
     boxes: torch.Tensor
     classes: torch.Tensor
+    scores: torch.Tensor
     object_of: torch.Tensor
     truth_boxes: torch.Tensor
     truth_classes: torch.Tensor
@@ -52,15 +55,27 @@ class Matched:
         return int(self.missed.sum()) + int((~self.right).sum())
 
 
-def truth_of(record: dict, crowds: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def truth_of(
+    record: dict, crowds: bool = False, only: Collection[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes (G, 4), XYXY, and classes (G,) of a record's objects, or of its crowds instead."""
-    objects = [a for a in record.get("annotations", ()) if bool(a.get("iscrowd")) == crowds]
+    objects = [
+        a
+        for a in record.get("annotations", ())
+        if bool(a.get("iscrowd")) == crowds and (only is None or a["category_id"] in only)
+    ]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
     classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), classes
 
 
-def match(found: Instances, record: dict, score: float = SCORE, iou: float = IOU) -> Matched:
+def match(
+    found: Instances,
+    record: dict,
+    score: float = SCORE,
+    iou: float = IOU,
+    only: Collection[int] | None = None,
+) -> Matched:
     """Give each detection, best first, the free object that it overlaps most, whatever its class.
 
     Args:
@@ -68,9 +83,12 @@ def match(found: Instances, record: dict, score: float = SCORE, iou: float = IOU
         record: the image's, in Detectron2's form.
         score, iou: least score of a detection that counts, least overlap of a match. Detections
             without an object that lie in a crowd, by that part of their area, do not count.
+        only: numbers of the classes that are looked at, of detections and of objects; None: all.
     """
-    truth_boxes, truth_classes = truth_of(record)
+    truth_boxes, truth_classes = truth_of(record, only=only)
     found = found.to("cpu")
+    if only is not None:
+        found = found[torch.isin(found.pred_classes, torch.tensor(sorted(only)))]
     found = found[found.scores >= score]
     found = found[torch.argsort(found.scores, descending=True, stable=True)]
     boxes = found.pred_boxes.tensor
@@ -80,10 +98,17 @@ def match(found: Instances, record: dict, score: float = SCORE, iou: float = IOU
         if truth_boxes.numel() and overlaps[number].max() >= iou:
             object_of[number] = best = int(overlaps[number].argmax())
             overlaps[:, best] = -1  # no longer free
-    in_crowd = pairwise_ioa(Boxes(truth_of(record, crowds=True)[0]), Boxes(boxes)) >= iou
+    crowds, _ = truth_of(record, crowds=True, only=only)
+    in_crowd = pairwise_ioa(Boxes(crowds), Boxes(boxes)) >= iou
     counts = (object_of >= 0) | ~in_crowd.any(dim=0)
-    classes = found.pred_classes[counts]
-    return Matched(boxes[counts], classes, object_of[counts], truth_boxes, truth_classes)
+    return Matched(
+        boxes=boxes[counts],
+        classes=found.pred_classes[counts],
+        scores=found.scores[counts],
+        object_of=object_of[counts],
+        truth_boxes=truth_boxes,
+        truth_classes=truth_classes,
+    )
 
 
 class ConfusionEvaluator(DatasetEvaluator):
@@ -91,22 +116,27 @@ class ConfusionEvaluator(DatasetEvaluator):
 
     Args:
         name: of a registered data set, which has been loaded.
-        folder: confusion.json goes there.
+        folder: confusion.json and confusion.csv go there.
         worst: number of images kept.
+        classes: names of those that are looked at (TEST.CLASSES); () is all.
     """
 
-    def __init__(self, name: str, folder: str | Path, worst: int = 6):
+    def __init__(
+        self, name: str, folder: str | Path, worst: int = 6, classes: Collection[str] = ()
+    ):
         self.name, self.folder, self.worst = name, Path(folder), worst
         self.records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
-        self.classes = list(MetadataCatalog.get(name).thing_classes)
+        names = list(MetadataCatalog.get(name).thing_classes)
+        self.only = [k for k, own in enumerate(names) if not classes or own in classes]
+        self.names = names
 
     def reset(self) -> None:
-        self.counts = np.zeros((len(self.classes) + 1,) * 2, dtype=np.int64)
+        self.counts = np.zeros((len(self.names) + 1,) * 2, dtype=np.int64)
         self.mistakes: list[tuple[int, int]] = []
 
     def process(self, inputs, outputs) -> None:
         for x, output in zip(inputs, outputs, strict=True):
-            matched = match(output["instances"], self.records[x["image_id"]])
+            matched = match(output["instances"], self.records[x["image_id"]], only=self.only)
             count(self.counts, matched)
             self.mistakes.append((matched.mistakes, x["image_id"]))
         self.mistakes = self._most()
@@ -122,16 +152,21 @@ class ConfusionEvaluator(DatasetEvaluator):
         self.counts = sum(counts for counts, _ in shares)
         self.mistakes = [mistake for _, mistakes in shares for mistake in mistakes]
         worst = [{"image_id": i, "mistakes": n} for n, i in self._most() if n]
-        write_json(
-            self.folder / "confusion.json",
-            {
-                "classes": [*self.classes, "background"],
-                "score": SCORE,
-                "iou": IOU,
-                "counts": self.counts.tolist(),
-                "worst": worst,
-            },
-        )
+        shown = [*self.only, len(self.names)]
+        classes = [*(self.names[k] for k in self.only), "background"]
+        counts = self.counts[np.ix_(shown, shown)].tolist()
+        facts = {"classes": classes, "score": SCORE, "iou": IOU, "counts": counts, "worst": worst}
+        write_json(self.folder / "confusion.json", facts)
+        write_table(self.folder / "confusion.csv", classes, counts)
+
+
+def write_table(path: Path, classes: list[str], counts: list[list[int]]) -> None:
+    """The matrix for a spreadsheet: a row a true class, a column a detected one."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["object", *classes[:-1], "missed"])
+        for name, row in zip([*classes[:-1], "no object"], counts, strict=True):
+            rows.writerow([name, *row])
 
 
 def count(counts: np.ndarray, matched: Matched) -> None:
@@ -148,11 +183,16 @@ def count(counts: np.ndarray, matched: Matched) -> None:
 
 
 def labels_of(matched: Matched, names: list[str]) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """For a picture: boxes, words and colours of what is right, wrong and missed."""
+    """For a picture: boxes, words and colours of what is right, wrong and missed.
+
+    What is right has no words: they would hide the others.
+    """
     boxes, words, colors = [], [], []
-    for box, kind, is_right in zip(matched.boxes, matched.classes, matched.right, strict=True):
+    for box, kind, score, is_right in zip(
+        matched.boxes, matched.classes, matched.scores, matched.right, strict=True
+    ):
         boxes.append(box.numpy())
-        words.append(names[int(kind)] if is_right else f"{names[int(kind)]}?")
+        words.append("" if is_right else f"{names[int(kind)]}? {float(score):.0%}")
         colors.append("limegreen" if is_right else "red")
     for box, kind in zip(
         matched.truth_boxes[matched.missed], matched.truth_classes[matched.missed], strict=True

@@ -1,5 +1,6 @@
 """A trained detector on images: paths or arrays in, boxes with class names out."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..weights import read_record
 from .detector import load_detector, stored_cfg
 
 Source = str | Path | np.ndarray
+
+HELD = 4  # batches of images that wait for others of their size, at most
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Prediction:
         return len(self.instances)
 
     @property
+    def classes(self) -> np.ndarray:
+        """int64 (N,), places in `class_names`."""
+        return self.instances.pred_classes.numpy()
+
+    @property
     def boxes(self) -> np.ndarray:
         """float32 (N, 4), x1, y1, x2, y2 in pixels of the image."""
         return self.instances.pred_boxes.tensor.numpy()
@@ -56,12 +64,24 @@ class Prediction:
         return [self.class_names[number] for number in self.instances.pred_classes.tolist()]
 
 
+@dataclass
+class _Item:
+    """An image on its way through the network: resized, in the network's channel order."""
+
+    image: np.ndarray
+    pixels: torch.Tensor
+    path: Path | None
+    found: Prediction | None = None
+
+
 class Predictor:
     """A joined detector file, ready for images of any kind and size.
 
     Images are read by the rules of training (docs/images.md), resized as in evaluation, and boxes
-    mapped back. Images whose resized sizes are equal share a batch: then nothing is padded, and
-    the boxes are those of an evaluation one image at a time.
+    mapped back. Only images whose resized sizes are equal share a batch, wherever they stand among
+    the next ones: none is padded to another's size, and the boxes are those of an evaluation one
+    image at a time. Padding is not neutral: the trunk turns it into features, which reach into
+    the image.
 
     Args:
         weights: ``model_final.safetensors`` of a finished train_net.py run.
@@ -71,7 +91,7 @@ class Predictor:
         opts: ``KEY VALUE`` overrides of the stored config, as on a command line.
 
     Raises:
-        InputError: no such file, or other weights than a detector's.
+        InputError: no such file, other weights than a detector's, or a batch size below 1.
     """
 
     def __init__(
@@ -83,6 +103,8 @@ class Predictor:
         score: float | None = None,
         opts: Iterable[str] = (),
     ):
+        if batch_size < 1:
+            raise InputError("batch size", f"is {batch_size}", "give 1 or more")
         cfg = stored_cfg(weights)
         override(cfg, list(opts))
         if device:
@@ -111,40 +133,59 @@ class Predictor:
             return next(self.stream([images]))
         return list(self.stream(images))
 
-    def stream(self, images: Iterable[Source]) -> Iterator[Prediction]:
-        """Predictions in the order of ``images``, which are read as they are needed."""
-        waiting: list[tuple[np.ndarray, torch.Tensor, Path | None]] = []
-        for source in images:
-            item = self._prepare(source)
-            if waiting and (
-                len(waiting) == self.batch_size or waiting[0][1].shape != item[1].shape
-            ):
-                yield from self._predict(waiting)
-                waiting = []
-            waiting.append(item)
-        if waiting:
-            yield from self._predict(waiting)
+    def read(self, path: str | Path) -> np.ndarray:
+        """An image file as (H, W, 3) uint8, RGB, by the rules of docs/images.md.
 
-    def _prepare(self, source: Source) -> tuple[np.ndarray, torch.Tensor, Path | None]:
+        Raises:
+            InputError: it is none, or has more pixels than DATASETS.MAX_IMAGE_PIXELS.
+        """
+        set_pixel_limit(self.cfg.DATASETS.MAX_IMAGE_PIXELS)
+        return read_array(path)
+
+    def stream(self, images: Iterable[Source]) -> Iterator[Prediction]:
+        """Predictions in the order of ``images``, which are read as they are needed.
+
+        So that images of mixed sizes fill batches, up to four batches of them are held at once.
+        """
+        held: deque[_Item] = deque()
+        for source in images:
+            held.append(self._prepare(source))
+            if len(self._alike(held, held[-1])) == self.batch_size:
+                self._predict(self._alike(held, held[-1]))
+            elif len(held) >= HELD * self.batch_size:
+                self._predict(self._alike(held, held[0]))
+            while held and held[0].found is not None:
+                yield held.popleft().found
+        while held:
+            if held[0].found is None:
+                self._predict(self._alike(held, held[0]))
+            yield held.popleft().found
+
+    @staticmethod
+    def _alike(held: Iterable[_Item], one: _Item) -> list[_Item]:
+        shape = one.pixels.shape
+        return [item for item in held if item.found is None and item.pixels.shape == shape]
+
+    def _prepare(self, source: Source) -> _Item:
         if isinstance(source, np.ndarray):
             image, path = _checked(source), None
         else:
-            set_pixel_limit(self.cfg.DATASETS.MAX_IMAGE_PIXELS)
-            image, path = read_array(source), Path(source)
+            image, path = self.read(source), Path(source)
         own = image if self.cfg.INPUT.FORMAT == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
         seen = T.AugInput(own)
         self.resize(seen)
-        return image, torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1))), path
+        pixels = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
+        return _Item(image, pixels, path)
 
     @torch.no_grad()
-    def _predict(self, items: list) -> Iterator[Prediction]:
+    def _predict(self, items: list[_Item]) -> None:
         inputs = [
-            {"image": pixels, "height": image.shape[0], "width": image.shape[1]}
-            for image, pixels, _ in items
+            {"image": item.pixels, "height": item.image.shape[0], "width": item.image.shape[1]}
+            for item in items
         ]
-        for (image, _, path), output in zip(items, self.model(inputs), strict=True):
+        for item, output in zip(items, self.model(inputs), strict=True):
             found = output["instances"].to("cpu")
-            yield Prediction(found, self.class_names, image, path)
+            item.found = Prediction(found, self.class_names, item.image, item.path)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:

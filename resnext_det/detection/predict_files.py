@@ -1,6 +1,7 @@
 """Predictions of files: what is to be looked at, and what is written of it (docs/prediction.md)."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
+from pycocotools import mask as run_lengths
 from tqdm import tqdm
 
+from ..data.coco import size_reader
+from ..data.coco_checks import STRICT, check_entries
 from ..data.coco_files import parse
-from ..data.coco_paths import leads_out, path_of
-from ..data.images import read_array
+from ..data.coco_paths import find_images, leads_out
+from ..data.findings import Findings, check_command, raise_first
 from ..engine.run import write_json
 from ..errors import InputError
 from .predict import Prediction, Predictor
@@ -72,22 +76,32 @@ def _files(given: Path) -> list[tuple[str, Path]]:
 
 
 def entries_of_coco(json_file: str | Path, image_root: str | Path) -> list[Entry]:
-    """The images of a COCO file, by its own ids.
+    """The images of a COCO file, by its own ids; its annotations are not looked at.
 
     Raises:
-        InputError: no COCO file, or an image that is not there.
+        InputError: no COCO file, an entry of its images or categories at fault, or an image that
+            is not there.
     """
-    found = []
-    for image in parse(json_file)["images"]:
-        path = Path(path_of(image_root, image["file_name"]))
-        if not path.is_file():
-            raise InputError(path, f"is not there (image {image['id']} of {json_file})", "add it")
-        found.append(Entry(image["id"], image["file_name"], path))
-    return found
+    content = {**parse(json_file), "annotations": []}
+    faults = check_entries(json_file, content, STRICT, size_reader(image_root))
+    findings = Findings(json_file)
+    paths = find_images(findings, content["images"], image_root)
+    raise_first([*faults, *findings.all], check_command(json_file, image_root))
+    images = content["images"]
+    return [Entry(image["id"], image["file_name"], Path(paths[image["id"]])) for image in images]
 
 
-def is_video(inputs: list[str]) -> bool:
-    return len(inputs) == 1 and Path(inputs[0]).suffix.lower() in VIDEOS
+def video_of(inputs: list[str]) -> Path | None:
+    """The video, where a single one is given.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if len(inputs) != 1 or Path(inputs[0]).suffix.lower() not in VIDEOS:
+        return None
+    if not Path(inputs[0]).is_file():
+        raise InputError(inputs[0], "is not there", "check the path given to --input")
+    return Path(inputs[0])
 
 
 def new_folder(output: str | Path) -> Path:
@@ -123,19 +137,16 @@ class Results:
     def add(self, image_id: int, name: str, found: Prediction) -> None:
         height, width = found.image.shape[:2]
         self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], 1)
-        for box, score, number in zip(
-            boxes.tolist(),
-            found.scores.tolist(),
-            found.instances.pred_classes.tolist(),
-            strict=True,
-        ):
+        corners = found.boxes.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        for place, (box, number) in enumerate(zip(boxes, found.classes, strict=True)):
             self.results.append(
                 {
                     "image_id": image_id,
                     "category_id": self.ids[number],
-                    "bbox": [round(value, 4) for value in box],
-                    "score": round(score, 6),
+                    "bbox": box.round(6).tolist(),
+                    "score": round(float(found.scores[place]), 6),
+                    **_segmentation(found, place),
                 }
             )
 
@@ -143,6 +154,15 @@ class Results:
         """predictions.json, which pycocotools' ``loadRes`` reads, and images.json beside it."""
         write_json(folder / "predictions.json", self.results)
         write_json(folder / "images.json", {"images": self.images, "categories": self.categories})
+
+
+def _segmentation(found: Prediction, place: int) -> dict[str, Any]:
+    """COCO's run lengths of a detection's mask; {} of a network without masks."""
+    if not found.instances.has("pred_masks"):
+        return {}
+    mask = found.instances.pred_masks[place].numpy().astype(np.uint8)
+    encoded = run_lengths.encode(np.asfortranarray(mask))
+    return {"segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()}}
 
 
 def draw(found: Prediction, least: float) -> np.ndarray:
@@ -179,34 +199,49 @@ def predict_images(
         InputError: an image cannot be read.
     """
     results, skipped = Results(predictor.class_names, predictor.class_ids), []
-    usable = entries
-    if skip_unreadable:
-        usable = [entry for entry in entries if _is_readable(entry.path)]
-        skipped = [entry.path for entry in entries if entry not in usable]
-    stream = predictor.stream(entry.path for entry in usable)
-    for entry, found in zip(usable, tqdm(stream, total=len(usable), desc="images"), strict=True):
+    names, read = picture_names(entries), deque()
+
+    def images() -> Iterator[np.ndarray]:
+        for entry in entries:
+            try:
+                image = predictor.read(entry.path)
+            except InputError:
+                if not skip_unreadable:
+                    raise
+                skipped.append(entry.path)
+            else:
+                read.append(entry)
+                yield image
+
+    for found in tqdm(predictor.stream(images()), total=len(entries), desc="images"):
+        entry = read.popleft()  # what is read first comes out first
         results.add(entry.id, entry.name, found)
         if pictures:
-            path = folder / "pictures" / _picture_name(entry)
+            path = folder / "pictures" / names[entry.id]
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw(found, least)).save(path, quality=92)
     results.write(folder)
     return results, skipped
 
 
+def picture_names(entries: Iterable[Entry]) -> dict[int, Path]:
+    """Image id to the picture's name below its folder, no two of them the same (1.png, 1.jpg)."""
+    names: dict[int, Path] = {}
+    taken: set[str] = set()
+    for entry in entries:
+        name = _picture_name(entry)
+        while str(name).casefold() in taken:  # some file systems know no case
+            name = name.with_name(f"{name.stem}_{entry.id}.jpg")
+        taken.add(str(name).casefold())
+        names[entry.id] = name
+    return names
+
+
 def _picture_name(entry: Entry) -> Path:
     # A name out of a data set may lead anywhere; nothing is written outside of the folder.
     if os.path.isabs(entry.name) or leads_out(entry.name):
         return Path(f"{entry.id}_{Path(entry.name).stem}.jpg")
-    return Path(entry.name).with_suffix(".jpg")
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        read_array(path)
-    except InputError:
-        return False
-    return True
+    return Path(os.path.normpath(entry.name)).with_suffix(".jpg")
 
 
 def predict_video(

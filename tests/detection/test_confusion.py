@@ -94,7 +94,7 @@ def test_mistakes_and_labels():
     )
     assert matched.mistakes == 3  # another class, no object, missed
     boxes, words, colors = labels_of(matched, ["cup", "leaf"])
-    assert words == ["cup", "cup?", "leaf?", "missed cup"]
+    assert words == ["", "cup? 80%", "leaf? 70%", "missed cup"]
     assert colors == ["limegreen", "red", "red", "orange"] and len(boxes) == 4
 
 
@@ -115,6 +115,26 @@ def test_the_evaluator(tmp_path):
     assert kept["counts"] == [[8, 0, 0], [0, 0, 0], [0, 12, 0]]
     assert kept["classes"] == ["cup", "leaf", "background"]
     assert kept["worst"] == [{"image_id": 3, "mistakes": 3}, {"image_id": 7, "mistakes": 3}]
+    lines = (tmp_path / "confusion.csv").read_text().splitlines()
+    assert lines == ["object,cup,leaf,missed", "cup,8,0,0", "leaf,0,0,0", "no object,0,12,0"]
+
+
+def test_only_some_classes(tmp_path):
+    """The others are neither missed nor wrong (TEST.CLASSES)."""
+    truth = record((A, 0), (B, 1), (C, 2))
+    matched = match(found((A, 0, 0.9), (A, 2, 0.8), (B, 2, 0.7)), truth, only=[0, 1])
+    assert matched.classes.tolist() == [0] and matched.missed.tolist() == [False, True]
+    name = "confusion_some"
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, lambda: [truth])
+        MetadataCatalog.get(name).thing_classes = ["cup", "leaf", "star"]
+    evaluator = ConfusionEvaluator(name, tmp_path, classes=("leaf", "star"))
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": found((A, 0, 0.9), (B, 2, 0.7))}])
+    evaluator.evaluate()
+    kept = json.loads((tmp_path / "confusion.json").read_text())
+    assert kept["classes"] == ["leaf", "star", "background"]
+    assert kept["counts"] == [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
 def test_of_many_classes_the_worst_are_drawn():
