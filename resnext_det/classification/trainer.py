@@ -19,7 +19,7 @@ from ..engine.batch import follow_batch, images_per_process
 from ..engine.run import folder_of, record_evaluation, record_run, write_json
 from ..engine.sampler import ResumableBatches, one_thread, training_loader
 from ..engine.seeding import seed_all
-from ..engine.trainer import Trainer
+from ..engine.trainer import Trainer, share_statistics
 from ..models import Architecture
 from ..models.checks import check_layers
 from ..weights import WeightsRecord, load_all, read_weights, save_weights
@@ -83,16 +83,9 @@ def build_test_loader(cfg: CfgNode, data: Dataset) -> torch.utils.data.DataLoade
     )
 
 
-def _share_statistics(model: torch.nn.Module) -> None:
-    """Every process has BN statistics of its own; the main one's are saved, so they are scored."""
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
-
-
 def evaluate(cfg: CfgNode, model: Classifier, data: Dataset) -> dict:
     """`ErrorEvaluator`'s results on ``data``, in percent, by the views of DATA.TEST_PROTOCOL."""
-    _share_statistics(model)
+    share_statistics(model)
     evaluator = ErrorEvaluator(cfg.DATA.EVAL_CLASSES)
     results = inference_on_dataset(model, build_test_loader(cfg, data), evaluator)
     logger.info(

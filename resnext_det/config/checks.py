@@ -97,8 +97,9 @@ def check_cfg(cfg: CfgNode, source: str) -> None:
 def check_keys(cfg: CfgNode) -> None:
     """Raises InputError for a key that a script has made up: nothing would read it."""
     known = get_cfg()
+    keys = flatten(known)
     for key in flatten(cfg):
-        if key not in flatten(known):
+        if key not in keys:
             raise InputError(
                 "config",
                 f"there is no config key {key}",

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -167,9 +168,16 @@ def build_train_loader(
         proposals: for Fast R-CNN; every training image must be in it.
     """
     records = load_records(cfg)
-    log_epochs(cfg, len(records))
     if proposals is not None:
         proposals.check_covers([record["image_id"] for record in records])
+    return batches_of(cfg, records, ProposalMapper(cfg, proposals), start)
+
+
+def batches_of(
+    cfg: CfgNode, records: list[dict], mapper: Callable[[dict], dict], start: int
+) -> torch.utils.data.DataLoader:
+    """Mapped records in training's order, from iteration ``start`` on; as `build_train_loader`."""
+    log_epochs(cfg, len(records))
     wide = [int(record["width"] > record["height"]) for record in records]
     batches = ResumableBatches(
         len(records),
@@ -178,7 +186,7 @@ def build_train_loader(
         start=start,
         groups=wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
-    data = MapDataset(DatasetFromList(records, copy=False), ProposalMapper(cfg, proposals))
+    data = MapDataset(DatasetFromList(records, copy=False), mapper)
     return training_loader(
         data.__getitem__, batches, num_workers=cfg.DATALOADER.NUM_WORKERS, collate=list
     )

@@ -4,15 +4,12 @@ from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.detection_utils import transform_proposals
 from detectron2.structures import BoxMode
 from torch import nn
 
 from ..data.proposals import by_score
-from ..engine.batch import images_per_process
-from ..engine.sampler import ResumableBatches, training_loader
-from .loaders import NamingMapper, load_records, log_epochs
+from .loaders import NamingMapper, batches_of, load_records
 from .proposals import boxes_and_logits
 
 
@@ -54,19 +51,7 @@ class OnlineLoader:
     """
 
     def __init__(self, cfg: CfgNode, start: int, *, rpn: nn.Module, rpn_cfg: CfgNode):
-        records = load_records(cfg)
-        log_epochs(cfg, len(records))
-        wide = [int(record["width"] > record["height"]) for record in records]
-        batches = ResumableBatches(
-            len(records),
-            images_per_process(cfg),
-            cfg.SEED,
-            start=start,
-            groups=wide if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
-        )
-        data = MapDataset(DatasetFromList(records, copy=False), TwiceMapper(cfg, rpn_cfg))
-        workers = cfg.DATALOADER.NUM_WORKERS
-        self.loader = training_loader(data.__getitem__, batches, num_workers=workers, collate=list)
+        self.loader = batches_of(cfg, load_records(cfg), TwiceMapper(cfg, rpn_cfg), start)
         self.rpn, self.topk = rpn, cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
 
     def __iter__(self) -> Iterator[list[dict]]:

@@ -3,7 +3,6 @@
 Imported by `proposals`; docs/proposals.md has both forms.
 """
 
-import pickletools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from ..data.proposal_pickle import FORM, proposals_in, write_pickle
 from ..data.proposals import ProposalFile, write_proposals
 from ..errors import InputError
-from ..weights.machine import MAX_INSTRUCTIONS, STEPS, Refused, mapped, phrase, told_of
+from ..weights.machine import MAX_INSTRUCTIONS, Refused, mapped, phrase, told_of
 from ..weights.pickles import NumpyPickle
 
 FORMATS = ("resnext_det", "detectron2")
@@ -49,17 +48,6 @@ class ProposalPickle(NumpyPickle):
         if name not in self.calls and name not in self.mentions:
             raise Refused(f"asks for {phrase(name)}, which a proposal file has no use for")
         return super().admit(name)
-
-    def run(self):
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(self.stream)):
-            if count == self.limit:
-                raise Refused(f"is a pickle of more than {self.limit} instructions")
-            if opcode.name not in STEPS:
-                raise Refused(f"uses the pickle instruction {opcode.name}")
-            STEPS[opcode.name](self, arg)
-        if len(self.stack) != 1:
-            raise ValueError("it does not end in one value")
-        return self.plain(self.stack[0])
 
 
 def read_pickled(path: str | Path) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

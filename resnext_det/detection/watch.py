@@ -13,6 +13,7 @@ from torch import nn
 
 from ..engine.sampler import one_thread
 from ..engine.seeding import seed_all
+from ..engine.trainer import share_statistics
 from .evaluation import RecallEvaluator, evaluate
 from .loaders import NamingMapper, build_test_loader
 from .meta_arch import NonSharedRCNN
@@ -50,7 +51,7 @@ class Watch:
 
     def __call__(self) -> dict[str, dict[str, float]]:
         """Figures of the first data set; of the others under "<name>/"; {} off the main process."""
-        _share_statistics(self.model)
+        share_statistics(self.model)
         results = {}
         for number, name in enumerate(self.cfg.DATASETS.TEST):
             found = self._score(name)
@@ -111,10 +112,3 @@ class Watch:
         images = self.model.preprocess_image([x])
         (found,) = self.detector.propose(images)
         return found[: self.cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN]
-
-
-def _share_statistics(model: nn.Module) -> None:
-    """Every process has norm statistics of its own; the main one's are saved, and scored."""
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)

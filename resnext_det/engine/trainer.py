@@ -38,6 +38,13 @@ def distribute(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
 
+def share_statistics(model: nn.Module) -> None:
+    """Every process has norm statistics of its own; the main one's are saved, and scored."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 class Trainer(SimpleTrainer):
     """Trains ``model`` by ``cfg.SOLVER`` in ``cfg.OUTPUT_DIR`` and resumes exactly.
 

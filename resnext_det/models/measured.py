@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from .regroup import PRODUCT, Merge, block_diagonal, is_product, product_part
+from .regroup import PRODUCT, Merge, backward_part, forward_part, is_product
 
 logger = logging.getLogger(__name__)
 
@@ -156,40 +156,14 @@ def measure(
         times: dict[str, dict[int, float]] = {part: {} for part in PARTS}
         merges = candidates(groups, weight.shape[1])
         merges += [PRODUCT] * is_product(weight, stride, groups)
+        place = (stride, pad, (1, 1), groups)
         for merge in merges:
-            for part, run in _parts(inputs, own, grad, stride, pad, groups, merge).items():
+            run = partial(forward_part, inputs, own, None, place, merge)
+            times["forward"][merge] = _median_ms(run, kind)
+            for part in ("grad_input", "grad_weight"):
+                run = partial(backward_part, part, grad, inputs, own, place, merge)
                 times[part][merge] = _median_ms(run, kind)
     return times
-
-
-def _parts(inputs, own, grad, stride, pad, groups, merge) -> dict[str, Callable[[], object]]:
-    if merge == PRODUCT:
-        return {part: partial(product_part, part, inputs, own, grad) for part in PARTS}
-
-    def backward(*wanted: bool):
-        return torch.ops.aten.convolution_backward(
-            grad,
-            inputs,
-            block_diagonal(own, groups, merge),
-            None,
-            stride,
-            pad,
-            (1, 1),
-            False,
-            (0, 0),
-            groups // merge,
-            wanted,
-        )
-
-    def forward():
-        merged = block_diagonal(own, groups, merge)
-        return torch.nn.functional.conv2d(inputs, merged, None, stride, pad, 1, groups // merge)
-
-    return {
-        "forward": forward,
-        "grad_input": lambda: backward(True, False, False),
-        "grad_weight": lambda: backward(False, True, False),
-    }
 
 
 def _median_ms(run: Callable[[], object], kind: str) -> float:

@@ -76,23 +76,23 @@ class _Regrouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, dilation, groups, merge):
         ctx.save_for_backward(x, weight)
-        ctx.place = (stride, padding, dilation)
-        ctx.groups, ctx.merge, ctx.has_bias = groups, merge, bias is not None
-        if merge.forward == PRODUCT:
-            return _product(x, weight, bias)
-        merged = block_diagonal(weight, groups, merge.forward)
-        return F.conv2d(x, merged, bias, stride, padding, dilation, groups // merge.forward)
+        ctx.place = (stride, padding, dilation, groups)
+        ctx.merge, ctx.has_bias = merge, bias is not None
+        return forward_part(x, weight, bias, ctx.place, merge.forward)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = _backward(ctx, grad, x, weight, "grad_input", 0) if needs_x else None
-        grad_weight = None
+        grad_x = grad_weight = None
+        if needs_x:
+            merge = ctx.merge.grad_input
+            grad_x = backward_part("grad_input", grad, x, weight, ctx.place, merge)
         if needs_weight:
-            merged = _backward(ctx, grad, x, weight, "grad_weight", 1)
-            grad_weight = diagonal_blocks(merged, ctx.groups, ctx.merge.grad_weight or 1)
+            merge = ctx.merge.grad_weight
+            merged = backward_part("grad_weight", grad, x, weight, ctx.place, merge)
+            grad_weight = diagonal_blocks(merged, ctx.place[3], merge or 1)
         grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
@@ -128,35 +128,42 @@ def _product_backward(grad, x, weight, which: str) -> torch.Tensor:
     return (as_matrix(grad).t() @ as_matrix(x)).reshape(weight.shape)
 
 
-def product_part(
-    part: str, x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor
+Place = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+
+
+def forward_part(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, place: Place, merge: int
 ) -> torch.Tensor:
-    """One of `Merge`'s three convolutions as a product; ``grad`` is that of the result."""
-    if part == "forward":
-        return _product(x, weight, None)
-    return _product_backward(grad, x, weight, part)
+    """The convolution itself with ``merge`` groups as one.
 
-
-def _backward(ctx, grad, x, weight, which: str, place: int) -> torch.Tensor:
-    merge = getattr(ctx.merge, which)
+    Args:
+        place: stride, padding, dilation and the number of groups that ``weight`` is stored in.
+    """
     if merge == PRODUCT:
-        return _product_backward(grad, x, weight, which)
-    merged = block_diagonal(weight, ctx.groups, merge)
-    stride, padding, dilation = ctx.place
-    wanted = [number == place for number in range(3)]
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        merged,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        (0, 0),
-        ctx.groups // merge,
-        wanted,
-    )[place]
+        return _product(x, weight, bias)
+    *where, groups = place
+    return F.conv2d(x, block_diagonal(weight, groups, merge), bias, *where, groups // merge)
+
+
+def backward_part(
+    part: str, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, place: Place, merge: int
+) -> torch.Tensor:
+    """One of the two gradients with ``merge`` groups as one; the weight's has the merged shape.
+
+    Args:
+        part: "grad_input" or "grad_weight".
+        grad: of the result.
+        place: as for `forward_part`.
+    """
+    if merge == PRODUCT:
+        return _product_backward(grad, x, weight, part)
+    *where, groups = place
+    wanted = [part == "grad_input", part == "grad_weight", False]
+    merged = block_diagonal(weight, groups, merge)
+    grads = torch.ops.aten.convolution_backward(
+        grad, x, merged, None, *where, False, (0, 0), groups // merge, wanted
+    )
+    return grads[wanted.index(True)]
 
 
 def regrouped_conv2d(

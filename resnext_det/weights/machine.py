@@ -101,7 +101,7 @@ class Machine:
             **calls,
         }
         self.left = EXPANSION * size + SLACK
-        self.values = MAX_INSTRUCTIONS
+        self.limit = self.values = MAX_INSTRUCTIONS
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -109,8 +109,8 @@ class Machine:
     def run(self) -> Any:
         """The pickle's value. Raises `Refused`, or ValueError and the like where it is damaged."""
         for count, (opcode, arg, _) in enumerate(pickletools.genops(self.stream)):
-            if count == MAX_INSTRUCTIONS:
-                raise Refused(f"is a pickle of more than {MAX_INSTRUCTIONS} instructions")
+            if count == self.limit:
+                raise Refused(f"is a pickle of more than {self.limit} instructions")
             if opcode.name not in STEPS:
                 raise Refused(f"uses the pickle instruction {opcode.name}", STATE_DICT)
             STEPS[opcode.name](self, arg)
