@@ -1,6 +1,5 @@
 """A detector's classes and a data set's brought together by their names."""
 
-import logging
 import re
 
 import torch
@@ -10,8 +9,6 @@ from torch import nn
 from ..data.coco import class_names
 from ..errors import InputError
 from ..weights import WeightsRecord
-
-logger = logging.getLogger(__name__)
 
 SHOWN = 6  # names in a message
 
@@ -67,12 +64,6 @@ def matching(
             f"{_brief(record.class_names)}: it does not know {_brief(unknown)}",
             f"give the categories the detector's names{rest}",
         )
-    logger.info(
-        "%s: %d classes matched by name; %d others of the detector's are left out",
-        dataset,
-        len(known),
-        sum(number < 0 for number in numbers),
-    )
     return numbers
 
 

@@ -183,7 +183,6 @@ def evaluate_only(cfg: CfgNode, weights: str) -> dict:
     record = read_record(weights)
     check_test_sets(cfg)
     for name in cfg.DATASETS.TEST:
-        coco.load(name)
         matching(record, weights, name, tuple(cfg.TEST.CLASSES))
     record_evaluation(cfg, precision=precision_of(cfg))
     return evaluate(cfg, weights)

@@ -9,8 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.data.catalog import Metadata
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.data import Metadata
 from PIL import Image
 from pycocotools import mask as run_lengths
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from ..data.findings import Findings, check_command, raise_first
 from ..engine.run import write_json
 from ..errors import InputError
 from .predict import Prediction, Predictor
+from .report import canvas
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -168,13 +168,8 @@ def _segmentation(found: Prediction, place: int) -> dict[str, Any]:
 def draw(found: Prediction, least: float) -> np.ndarray:
     """(H, W, 3) uint8 RGB: the image with its detections of ``least`` score or more."""
     shown = found.instances[found.instances.scores >= least]
-    canvas = Visualizer(
-        found.image,
-        Metadata(name="prediction", thing_classes=list(found.class_names)),
-        scale=max(1.0, 480 / found.image.shape[1]),  # or labels would hide what is in small images
-        instance_mode=ColorMode.IMAGE,
-    )
-    return canvas.draw_instance_predictions(shown).get_image()
+    meta = Metadata(name="prediction", thing_classes=list(found.class_names))
+    return canvas(found.image, meta).draw_instance_predictions(shown).get_image()
 
 
 def predict_images(

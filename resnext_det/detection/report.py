@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
@@ -103,32 +103,33 @@ def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> N
         output = model.eval()([mapper(record)])[0]
         boxes, words, colors = labels_of(match(output["instances"], record), meta.thing_classes)
         image = read_array(record["file_name"])
-        canvas = _canvas(image, meta)
-        drawn = canvas.overlay_instances(boxes=boxes or None, labels=words, assigned_colors=colors)
+        drawn = canvas(image, meta).overlay_instances(
+            boxes=boxes or None, labels=words, assigned_colors=colors
+        )
         pictures += [_truth(image, record, meta), drawn.get_image()]
     if pictures:
         titles = ["ground truth", "green: right, red: wrong, orange: missed"]
         plots.sheet(pictures, folder / "worst.png", columns=4, titles=titles)
 
 
-def _canvas(image: np.ndarray, meta) -> Visualizer:
-    # Small images are drawn larger, or the labels would hide the objects.
+def canvas(image: np.ndarray, meta: Metadata) -> Visualizer:
+    """To draw boxes on. Small images are drawn larger, or the labels would hide the objects."""
     return Visualizer(
         image, meta, scale=max(1.0, 480 / image.shape[1]), instance_mode=ColorMode.IMAGE
     )
 
 
 def _truth(image: np.ndarray, record: dict, meta) -> np.ndarray:
-    return _canvas(image, meta).draw_dataset_dict(copy.deepcopy(record)).get_image()
+    return canvas(image, meta).draw_dataset_dict(copy.deepcopy(record)).get_image()
 
 
 def _predictions(image: np.ndarray, found: Instances, meta) -> np.ndarray:
     found = found.to("cpu")
     shown = found[found.scores > SCORE_SHOWN]
-    return _canvas(image, meta).draw_instance_predictions(shown).get_image()
+    return canvas(image, meta).draw_instance_predictions(shown).get_image()
 
 
 def _proposals(image: np.ndarray, found: Instances | None, meta) -> np.ndarray:
     boxes = torch.zeros(0, 4) if found is None else found.proposal_boxes.tensor.cpu()
     best = boxes[:PROPOSALS_SHOWN].numpy()
-    return _canvas(image, meta).overlay_instances(boxes=best).get_image()
+    return canvas(image, meta).overlay_instances(boxes=best).get_image()

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config import TRAINED
-from ..data import coco
 from ..data.proposals import open_proposals
 from ..engine.batch import images_per_process
 from ..engine.checkpoint import RunCheckpointer
@@ -183,6 +182,14 @@ def evaluate_detector(cfg: CfgNode, weights: str | Path) -> tuple[dict, nn.Modul
 
 def _for(model: nn.Module, cfg: CfgNode, weights: str | Path, name: str) -> nn.Module:
     """The detector with the class numbers of a data set."""
-    coco.load(name)
     numbers = matching(read_record(weights), weights, name, tuple(cfg.TEST.CLASSES))
-    return model if numbers is None else Renumbered(model, numbers).to(model.device).eval()
+    if numbers is None:
+        return model
+    left_out = sum(number < 0 for number in numbers)
+    logger.info(
+        "%s: %d classes matched by name; %d others of the detector's are left out",
+        name,
+        len(numbers) - left_out,
+        left_out,
+    )
+    return Renumbered(model, numbers).to(model.device).eval()
