@@ -10,12 +10,12 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..config import flatten
+from ..config import flatten, set_key
 from ..engine.checkpoint import RunCheckpointer
 from ..errors import InputError
 from ..models import Architecture
 from ..weights import WeightsRecord, load_all, read_record, read_weights
-from ..weights.fit import KEYS, are_near, check_fit
+from ..weights.fit import KEYS, are_near, check_fit, conflict
 from .classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,7 @@ def _recorded(record: WeightsRecord) -> dict[str, Any]:
 def set_as_recorded(cfg: CfgNode, record: WeightsRecord) -> None:
     """Network and pixels as the weights know them, whatever the config says."""
     for key, value in _recorded(record).items():
-        group, _, leaf = key.rpartition(".")
-        node = cfg
-        for part in group.split("."):
-            node = node[part]
-        node[leaf] = value
+        set_key(cfg, key, value)
 
 
 def initial_weights(cfg: CfgNode, resume: bool) -> str:
@@ -74,11 +70,7 @@ def check_initial(cfg: CfgNode, path: str) -> None:
         ours = now[key]
         same = are_near(ours, theirs) if isinstance(theirs, list) else ours == theirs
         if not same:
-            raise InputError(
-                "config",
-                f"{key} is {ours!r}, but {path} was trained with {theirs!r}",
-                f"set {key} {theirs!r} or give other weights",
-            )
+            raise conflict(key, ours, theirs, path)
 
 
 def load_initial(cfg: CfgNode, model: Classifier, path: str, class_names: Sequence[str]) -> None:

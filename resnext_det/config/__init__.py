@@ -12,6 +12,7 @@ from .views import (
     architecture_arguments,
     flatten,
     protocol_of,
+    set_key,
     stage_cfg,
     trunk_arguments,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "load_cfg",
     "override",
     "protocol_of",
+    "set_key",
     "stage_cfg",
     "trunk_arguments",
 ]

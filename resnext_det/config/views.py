@@ -137,6 +137,14 @@ def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
     return cfg
 
 
+def set_key(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set a leaf by its whole name: "MODEL.DEVICE"."""
+    *groups, leaf = key.split(".")
+    for group in groups:
+        cfg = cfg[group]
+    cfg[leaf] = value
+
+
 def nearest_key(cfg: CfgNode, key: str) -> str:
     """The key of ``cfg`` that a misspelt one was probably meant to be."""
     keys = list(flatten(cfg))

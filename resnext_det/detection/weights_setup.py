@@ -11,11 +11,11 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from ..config import flatten, get_cfg
+from ..config import flatten, get_cfg, set_key
 from ..errors import InputError
 from ..models import Architecture
 from ..weights import WeightsRecord
-from ..weights.fit import KEYS, are_near
+from ..weights.fit import KEYS, are_near, conflict
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,6 @@ WITH_STATISTICS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naive
 
 def _same(first: Any, second: Any) -> bool:
     return are_near(first, second) if isinstance(first, list | tuple) else first == second
-
-
-def _set(cfg: CfgNode, key: str, value: Any) -> None:
-    *path, leaf = key.split(".")
-    node = cfg
-    for part in path:
-        node = node[part]
-    node[leaf] = value
 
 
 def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> None:
@@ -60,14 +52,14 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> Non
         if _same(now[key], value):
             continue
         if not _same(now[key], default[key]):
-            raise _conflict(key, now[key], value, source)
+            raise conflict(key, now[key], value, source)
         logger.info("%s set to %s, as %s records", key, value, source)
-        _set(cfg, key, value)
+        set_key(cfg, key, value)
     # The first records had fewer fields.
     theirs = {**Architecture().as_dict(), **record.architecture}
     for field, key in KEYS.items():
         if key not in settable and now[key] != theirs[field]:
-            raise _conflict(key, now[key], theirs[field], source)
+            raise conflict(key, now[key], theirs[field], source)
 
 
 def _check_norm(norm: str, record: WeightsRecord, source: str | Path) -> None:
@@ -87,12 +79,4 @@ def _check_norm(norm: str, record: WeightsRecord, source: str | Path) -> None:
         "config",
         f"{NORM} is {norm!r}, but the norms of {source} {found}",
         f"{mend} or give other weights",
-    )
-
-
-def _conflict(key: str, ours: Any, theirs: Any, source: str | Path) -> InputError:
-    return InputError(
-        "config",
-        f"{key} is {ours!r}, but {source} was trained with {theirs!r}",
-        f"set {key} {theirs!r} or give other weights",
     )

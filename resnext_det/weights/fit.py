@@ -113,3 +113,12 @@ def _check_frozen(model: nn.Module, record: WeightsRecord, path: str | Path) -> 
                 f"the model's {name} is a {type(module).__name__}",
                 'build the model with norm="FrozenBN" (MODEL.RESNETS.NORM), or give other weights',
             )
+
+
+def conflict(key: str, ours: Any, theirs: Any, source: str | Path) -> InputError:
+    """A config key that says another thing than the weights it is to be used with."""
+    return InputError(
+        "config",
+        f"{key} is {ours!r}, but {source} was trained with {theirs!r}",
+        f"set {key} {theirs!r} or give other weights",
+    )

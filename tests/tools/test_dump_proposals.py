@@ -1,13 +1,12 @@
 """Guard the command that writes proposals: what it prints, leaves and refuses."""
 
 import pickle
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from test_tools import run_here
 
 from resnext_det.config import load_cfg, stage_cfg
 from resnext_det.data import coco
@@ -46,9 +45,7 @@ def weights(demo_set, tmp_path_factory):
 
 
 def run(monkeypatch, *args):
-    """In this process, which saves the seconds of the imports."""
-    monkeypatch.setattr(sys, "argv", ["dump_proposals.py", *map(str, args)])
-    runpy.run_path(str(ROOT / "tools" / "dump_proposals.py"), run_name="__main__")
+    run_here(monkeypatch, "dump_proposals.py", *map(str, args))
 
 
 def refused(monkeypatch, capsys, *args):

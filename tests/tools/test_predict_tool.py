@@ -1,8 +1,6 @@
 """Guard the command that looks for objects: what it leaves, what it prints, what it refuses."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
+from test_tools import run_here
 
 from resnext_det.config import load_cfg
 from resnext_det.data import coco
@@ -48,9 +47,7 @@ def weights(demo_set, tmp_path_factory):
 
 
 def run(monkeypatch, *args):
-    """In this process, which saves the seconds of the imports."""
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, args)])
-    runpy.run_path(str(ROOT / "tools" / "predict.py"), run_name="__main__")
+    run_here(monkeypatch, "predict.py", *map(str, args))
 
 
 def refused(monkeypatch, capsys, *args):
