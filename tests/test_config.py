@@ -15,11 +15,13 @@ from detectron2.config import get_cfg as plain_cfg
 from detectron2.modeling import build_model
 
 from resnext_det.classification.classifier import build_classifier
+from resnext_det.classification.trainer import with_epochs
 from resnext_det.config import (
     IMAGENET_MEAN,
     NETWORKS,
     cfg_from_text,
     check_cfg,
+    check_detection_solver,
     check_sizes,
     checks,
     flatten,
@@ -286,7 +288,7 @@ def test_text_that_is_no_config(text, word):
     ],
 )
 def test_check_cfg(key, text, mend):
-    assert_refused(lambda: load_cfg(PAPER, [key, text]), f"{PAPER}: ", key, text, mend)
+    assert_refused(lambda: load_cfg(PAPER, [key, text]), "command line: ", key, text, mend)
 
 
 @pytest.mark.parametrize("norm", ["", *checks.NORMS, "naiveSyncBN"])
@@ -388,6 +390,72 @@ def test_a_file_keeps_no_key_of_its_own(tmp_path):
     path = write(tmp_path, f"_BASE_: {IMAGENET}\nSOLVER: {{IMS_PER_BATCH: 512, BASE_LR: 0.2}}")
     assert followed(path, []).BASE_LR == 0.4
     assert load_cfg(path).SOLVER.REFERENCE_KEEPS == ()
+
+
+# ---- iterations or epochs ----
+
+
+def test_typed_iterations_go_before_epochs():
+    """A recipe of 100 epochs, for 20 iterations: 20 it is, and rates still fall by epochs."""
+    solver = load_cfg(IMAGENET, ["SOLVER.MAX_ITER", "20"]).SOLVER
+    assert (solver.MAX_EPOCHS, solver.MAX_ITER, solver.EPOCH_STEPS) == (0, 20, (30, 60, 90))
+    assert with_epochs(load_cfg(IMAGENET, ["SOLVER.MAX_ITER", "20"]), 51200).SOLVER.MAX_ITER == 20
+    longer = with_epochs(load_cfg(IMAGENET, ["SOLVER.MAX_ITER", "7000"]), 51200).SOLVER
+    assert (longer.MAX_ITER, longer.STEPS) == (7000, (6000,))
+    typed = load_cfg(IMAGENET, ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(8,)"])
+    assert with_epochs(typed, 51200).SOLVER.STEPS == (8,)
+    assert load_cfg(IMAGENET, ["SOLVER.MAX_EPOCHS", "3"]).SOLVER.MAX_EPOCHS == 3
+
+
+def test_a_rule_does_not_speak_of_what_epochs_say(caplog):
+    opts = ["SOLVER.IMS_PER_BATCH", "128"]
+    with caplog.at_level("INFO"):
+        cfg = with_epochs(load_cfg(IMAGENET, opts), 12800)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (100 * 100, 0.05)
+    assert "BASE_LR" in caplog.text and "MAX_ITER" not in caplog.text
+    assert "STEPS" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["MAX_ITER", "9", "SOLVER.MAX_EPOCHS", "2"], ["MAX_ITER and SOLVER.MAX_EPOCHS are both"]),
+        (["STEPS", "(9,)"], ["SOLVER.STEPS counts iterations", "SOLVER.EPOCH_STEPS"]),
+    ],
+)
+def test_iterations_and_epochs_at_once(opts, words):
+    assert_refused(lambda: load_cfg(IMAGENET, ["SOLVER." + opts[0], *opts[1:]]), *words)
+
+
+@pytest.mark.parametrize("key, value", [("IMS_PER_BATCH", "4"), ("BASE_LR", "0.1")])
+def test_a_schedule_for_all_networks_at_once(key, value):
+    cfg = load_cfg(PAPER, [f"SOLVER.{key}", value])
+    words = (f"SOLVER.{key} is {value}", f"SOLVER.RPN.{key} and SOLVER.FAST_RCNN.{key}")
+    assert_refused(lambda: check_detection_solver(cfg), *words)
+    check_detection_solver(load_cfg(PAPER, [f"SOLVER.RPN.{key}", value]))
+
+
+def test_epochs_in_detection():
+    cfg = load_cfg(PAPER, ["SOLVER.MAX_EPOCHS", "12"])
+    assert_refused(lambda: check_detection_solver(cfg), "SOLVER.MAX_EPOCHS is 12", "RPN.MAX_ITER")
+
+
+def test_what_is_typed_is_not_the_files_fault(tmp_path):
+    path = write(tmp_path, f"_BASE_: {PAPER}\nMODEL: {{PRECISION: fp64}}")
+    assert_refused(lambda: load_cfg(path, ["SEED", "3"]), f"{path}: MODEL.PRECISION")
+    assert_refused(
+        lambda: load_cfg(PAPER, ["MODEL.PRECISION", "fp64"]), "command line: MODEL.PRECISION"
+    )
+    opts = ["SOLVER.MAX_ITER", "5", "SOLVER.MAX_ITER", "many"]
+    assert_refused(lambda: load_cfg(None, opts), "is 'many', its default is 40000")
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [("MODEL.DEPHT", "MODEL.RESNETS.DEPTH"), ("SOLVER.BASELR", "SOLVER.BASE_LR")],
+)
+def test_the_last_part_counts_most(typed, meant):
+    assert_refused(lambda: load_cfg(None, [typed, "1"]), f"did you mean {meant}?")
 
 
 def test_a_kept_key_that_is_none():

@@ -247,7 +247,6 @@ FREE = [
     (IMAGENET, "TEST.EVAL_PERIOD", 7),
     (IMAGENET, "SOLVER.REFERENCE_BATCH", 0),
     (IMAGENET, "SOLVER.REFERENCE_KEEPS", "('STEPS',)"),
-    (IMAGENET, "SOLVER.MAX_ITER", 500500),  # follows from the epochs
     (IMAGENET, "SOLVER.RPN.MAX_ITER", 5),
     (COCO, "DATASETS.TRAIN", "('other',)"),
     (COCO, "MODEL.ROI_HEADS.NUM_CLASSES", 3),  # counted in the data

@@ -3,6 +3,7 @@
 
 python tools/analyze_model.py X50_32x4d                            (every stage)
 python tools/analyze_model.py --table 3                            (ours beside the paper's)
+python tools/analyze_model.py --regrouping                         (MODEL.REGROUP on this machine)
 python tools/analyze_model.py --cardinality 64 --budget 69632      (the width d by Table 2's rule)
 """
 
@@ -23,6 +24,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--table", type=int, choices=tuple(capacity.TABLES), help="of the paper")
     parser.add_argument("--cardinality", help="C, with --budget")
     parser.add_argument("--budget", help="parameters of one template (Eq. 4), with --cardinality")
+    parser.add_argument("--regrouping", action="store_true", help="what this machine measured")
     parser.add_argument("--json", action="store_true", help="the same as JSON, not rounded")
     parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
     args = parser.parse_args()
@@ -53,14 +55,14 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(
             "command line", "of --cardinality and --budget one is missing", "give both"
         )
-    if args.name is None and args.table is None and args.budget is None:
+    if args.name is args.table is args.budget is None and not args.regrouping:
         raise InputError("command line", "nothing is asked for", "name a network, or --table")
 
 
 @exit_cleanly
 def main() -> None:
     args = parse()
-    tables = []
+    tables = [capacity.regrouping_table()] * args.regrouping
     if args.name is not None:
         tables.append(capacity.model_table(args.name, args.image_size, args.num_classes))
     if args.table is not None:

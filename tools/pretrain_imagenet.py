@@ -6,19 +6,20 @@ python tools/pretrain_imagenet.py --config-file configs/imagenet/X50_32x4d.yaml 
 python tools/pretrain_imagenet.py --eval-only MODEL.WEIGHTS W.safetensors DATA.ROOT /data/imagenet
 
 MODEL.WEIGHTS are what a training begins with (the head starts fresh where the classes differ).
-An evaluation is in fp32 unless MODEL.PRECISION is given here, and goes to a folder beside the
-weights unless OUTPUT_DIR is: eval_single224, eval_ten_crop224 (DATA.TEST_PROTOCOL and CROP_SIZE) or
-eval_dense. It replaces an earlier evaluation there; the folder of a training run is refused.
+An evaluation without --config-file takes the settings that its weights were trained with (those of
+other programs: the default's). It is in fp32 unless MODEL.PRECISION is given here, and goes to a
+folder beside the weights unless OUTPUT_DIR is: eval_single224, eval_ten_crop224 (DATA.TEST_PROTOCOL
+and CROP_SIZE) or eval_dense; with other settings than the evaluation there, eval_single224_2 and so
+on. An OUTPUT_DIR that is given loses an earlier evaluation; a training run's is refused.
 """
 
 import argparse
 from pathlib import Path
 
-from detectron2.config import CfgNode
-
-from resnext_det.classification import trainer
+from resnext_det.classification import evaluation, trainer
 from resnext_det.config import load_cfg
 from resnext_det.engine.launch import add_launch_arguments, launch
+from resnext_det.engine.logs import log_to_console
 from resnext_det.engine.run import start_run
 from resnext_det.errors import exit_cleanly
 
@@ -29,9 +30,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config-file", default=str(PAPER_RECIPE), help="YAML (default: the paper's X-50 recipe)"
-    )
+    parser.add_argument("--config-file", help="YAML (default: the paper's X-50 recipe)")
     resume = "go on with the run in OUTPUT_DIR; MODEL.WEIGHTS are not read then"
     parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
@@ -41,23 +40,16 @@ def parse() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = load_cfg(args.config_file, args.opts)
+    log_to_console()
     if args.eval_only:
-        evaluate(cfg, named=args.opts[::2])
+        cfg = evaluation.evaluation_cfg(args.config_file, args.opts, PAPER_RECIPE)
+        start_run(cfg, new=False, evaluates=True)
+        evaluation.evaluate_only(cfg)
         return
+    cfg = load_cfg(args.config_file or PAPER_RECIPE, args.opts)
     trainer.check_start(cfg, args.resume)
     start_run(cfg, new=not args.resume)
     trainer.train(cfg, args.resume)
-
-
-def evaluate(cfg: CfgNode, named: list[str]) -> None:
-    folder = trainer.evaluation_folder(cfg)
-    if "OUTPUT_DIR" not in named:
-        cfg.OUTPUT_DIR = str(folder)
-    start_run(cfg, new=False, evaluates=True)
-    if "MODEL.PRECISION" not in named:
-        trainer.use_published_arithmetic(cfg)
-    trainer.evaluate_only(cfg)
 
 
 @exit_cleanly

@@ -11,7 +11,8 @@ from pathlib import Path
 from resnext_det.classification import cardinality, studies
 from resnext_det.config import load_cfg
 from resnext_det.data import sets
-from resnext_det.engine.run import start_run
+from resnext_det.engine.logs import log_to
+from resnext_det.engine.run import make_folder, start_run
 from resnext_det.errors import InputError, exit_cleanly
 
 ROOT = Path(__file__).parents[1]
@@ -52,10 +53,12 @@ def main() -> None:
     cfg = load_cfg(config_file, args.opts)  # a fault shows here, not in twelve logs
     start_run(cfg, new=False)
     jobs = args.jobs or (studies.cores() if cfg.MODEL.DEVICE == "cpu" else 1)
+    if args.what == "seeds":
+        sets.open_both(cfg)  # nor a fault of the data
+    log_to(make_folder(cfg.OUTPUT_DIR))
     if args.what == "cifar-cardinality":
         cardinality.study(TOOL, config_file, cfg, args.seeds, args.opts, jobs)
         return
-    sets.open_both(cfg)  # nor a fault of the data
     setting = studies.Setting(config_file.stem, config_file)
     rows = studies.run_all(TOOL, [setting], args.seeds, Path(cfg.OUTPUT_DIR), args.opts, jobs)
     studies.write_rows(rows, Path(cfg.OUTPUT_DIR) / "study.json")

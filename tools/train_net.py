@@ -3,16 +3,17 @@
 
 python tools/train_net.py --config-file configs/faster_rcnn_X50_32x4d.yaml --num-gpus 8
 python tools/train_net.py --eval-only MODEL.WEIGHTS model_final.safetensors   (its own config;
-writes to eval/ beside the weights, unless OUTPUT_DIR is named on the command line)
+writes to eval/ beside the weights, or eval_2/ .. for other settings, unless OUTPUT_DIR is named)
 """
 
 import argparse
 
 from detectron2.config import CfgNode
 
-from resnext_det.config import load_cfg, override
+from resnext_det.config import load_cfg
 from resnext_det.detection import pipeline, stage_files
 from resnext_det.engine.launch import add_launch_arguments, launch
+from resnext_det.engine.logs import log_to_console
 from resnext_det.engine.run import start_run
 from resnext_det.errors import InputError, exit_cleanly
 
@@ -50,17 +51,16 @@ def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
     given = load_cfg(args.config_file, args.opts)
-    if args.config_file:
-        if "OUTPUT_DIR" not in args.opts[::2]:  # the config's is that of the run that trained it
-            given.OUTPUT_DIR = pipeline.evaluation_folder(given.MODEL.WEIGHTS)
-        return pipeline.evaluation_cfg(given, given.MODEL.WEIGHTS)
-    override(cfg := pipeline.evaluation_cfg(None, given.MODEL.WEIGHTS), args.opts)
-    return cfg
+    own = given if args.config_file else None
+    return pipeline.evaluation_cfg(own, given.MODEL.WEIGHTS, args.opts)
 
 
 def run(args: argparse.Namespace) -> None:
+    log_to_console()
     cfg = evaluation_cfg(args) if args.eval_only else load_cfg(args.config_file, args.opts)
     use_own_data(cfg, args)
+    if args.eval_only and "OUTPUT_DIR" not in args.opts[::2]:
+        pipeline.use_own_folder(cfg, cfg.MODEL.WEIGHTS)
     old = args.resume or args.eval_only or args.stage
     start_run(cfg, new=not old, evaluates=args.eval_only)
     if args.eval_only:

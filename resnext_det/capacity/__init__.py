@@ -3,8 +3,17 @@
 Everything of ours is counted from the networks themselves, on the meta device.
 """
 
+from .computing import regrouping_table
 from .networks import model_table, width_table
 from .paper_tables import TABLES, paper_table
 from .table import Column, Table
 
-__all__ = ["TABLES", "Column", "Table", "model_table", "paper_table", "width_table"]
+__all__ = [
+    "TABLES",
+    "Column",
+    "Table",
+    "model_table",
+    "paper_table",
+    "regrouping_table",
+    "width_table",
+]

@@ -9,9 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from ..config import architecture_arguments, trunk_arguments
+from ..config import architecture_arguments, check_sizes, trunk_arguments
+from ..data import augment
 from ..engine.trainer import LOG_PERIOD
 from ..models import Architecture, ResNeXt, build_resnext
+from ..models.checks import check_layers
 from ..models.precision import resolve_precision
 from .protocols import logits_of
 
@@ -73,6 +75,29 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     # The side of a training crop's map.
     window = math.ceil(cfg.DATA.CROP_SIZE / trunk.architecture.stride)
     return Classifier(trunk, window).to(cfg.MODEL.DEVICE)
+
+
+def in_words(model: Classifier) -> str:
+    """Name, classes, size and arithmetic, as the log says them.
+
+    >>> in_words(model)
+    'X50_32x4d with 1000 classes, 25.03 M parameters, bf16'
+    """
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    trunk, classes = model.trunk, model.trunk.linear.out_features
+    name = trunk.architecture.name
+    return f"{name} with {classes} classes, {size:.2f} M parameters, {trunk.precision}"
+
+
+def check_network(cfg: CfgNode) -> None:
+    """Raises InputError where the network cannot be, or the images are too small for it."""
+    augment.check_keys(cfg)
+    architecture = Architecture(**architecture_arguments(cfg))
+    check_layers(architecture, cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.FORM)
+    keys = ["DATA.CROP_SIZE"]
+    if cfg.DATA.TEST_PROTOCOL == "dense":
+        keys.append("DATA.TEST_SCALES")
+    check_sizes(cfg, keys, architecture.stride)
 
 
 def _features(cfg: CfgNode) -> list[str] | None:

@@ -53,10 +53,10 @@ def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([hits[:, 0].sum(), hits.sum()])
 
 
-def in_words(errors: dict[str, float], num_classes: int, first: int = 0) -> str:
+def errors_in_words(errors: dict[str, float], num_classes: int, first: int = 0) -> str:
     """The "classification" part of the results as the log says it.
 
-    >>> in_words({"top1_error": 22.2, "top5_error": 6.0}, num_classes=1000)
+    >>> errors_in_words({"top1_error": 22.2, "top5_error": 6.0}, num_classes=1000)
     'top-1 error 22.20 %, top-5 error 6.00 % among 1000 classes'
     """
     text = "top-1 error {:.2f} %, top-5 error {:.2f} % among {} classes"

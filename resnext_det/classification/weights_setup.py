@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..config import flatten, set_key
+from ..config import cfg_from_text, flatten, get_cfg, set_key
 from ..engine.checkpoint import RunCheckpointer
 from ..errors import InputError
 from ..models import Architecture
 from ..weights import WeightsRecord, load_all, read_record, read_weights
-from ..weights.fit import KEYS, are_near, check_fit, conflict
+from ..weights.fit import KEYS, NORM, are_near, check_fit, check_norm, conflict
 from .classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -39,6 +38,46 @@ def set_as_recorded(cfg: CfgNode, record: WeightsRecord) -> None:
     """Network and pixels as the weights know them, whatever the config says."""
     for key, value in _recorded(record).items():
         set_key(cfg, key, value)
+
+
+def check_contradiction(
+    cfg: CfgNode, record: WeightsRecord, named: Sequence[str], whole: bool
+) -> None:
+    """Whether what the user says of network and pixels is what the weights record.
+
+    Args:
+        named: keys on the command line.
+        whole: the user named the config as well, which then speaks of the whole network, and of
+            pixels where it changes their defaults.
+
+    Raises:
+        InputError: names the key, both values and the mend.
+    """
+    now, default, said = flatten(cfg), flatten(get_cfg()), set(named)
+    check_norm(now[NORM], record, cfg.MODEL.WEIGHTS)
+    if whole:
+        said |= {*KEYS.values(), *(key for key in PIXELS if now[key] != default[key])}
+    for key, theirs in _recorded(record).items():
+        if key in said and not _agree(now[key], theirs):
+            raise conflict(key, now[key], theirs, cfg.MODEL.WEIGHTS)
+
+
+TEST_SIZES = ("CROP_SIZE", "RESIZE_SIZE", "PAD", "INTERPOLATION")
+
+
+def tell_other_sizes(cfg: CfgNode, record: WeightsRecord) -> None:
+    """Log where test images are made otherwise than in the weights' own run."""
+    if not record.config:
+        return
+    stored = cfg_from_text(record.config, cfg.MODEL.WEIGHTS).DATA
+    for key in TEST_SIZES:
+        if stored[key] != cfg.DATA[key]:
+            text = "DATA.%s is %r here, the run of these weights had %r"
+            logger.info(text, key, cfg.DATA[key], stored[key])
+
+
+def _agree(ours: Any, theirs: Any) -> bool:
+    return are_near(ours, theirs) if isinstance(theirs, list) else ours == theirs
 
 
 def initial_weights(cfg: CfgNode, resume: bool) -> str:
@@ -66,11 +105,10 @@ def check_initial(cfg: CfgNode, path: str) -> None:
             'give classification weights, or MODEL.WEIGHTS "" to begin with random ones',
         )
     now = flatten(cfg)
+    check_norm(now[NORM], record, path)
     for key, theirs in _recorded(record).items():
-        ours = now[key]
-        same = are_near(ours, theirs) if isinstance(theirs, list) else ours == theirs
-        if not same:
-            raise conflict(key, ours, theirs, path)
+        if not _agree(now[key], theirs):
+            raise conflict(key, now[key], theirs, path)
 
 
 def load_initial(cfg: CfgNode, model: Classifier, path: str, class_names: Sequence[str]) -> None:
@@ -104,10 +142,11 @@ def _why_fresh(
     return ""
 
 
-def require_weights(cfg: CfgNode) -> Path:
-    """MODEL.WEIGHTS of an evaluation. Raises InputError where none are named or they are not there.
+def require_weights(cfg: CfgNode) -> WeightsRecord:
+    """The record of an evaluation's MODEL.WEIGHTS.
 
-    For the start of a run: their content is read later.
+    Raises:
+        InputError: none are named, or they are not there or damaged.
     """
     if not cfg.MODEL.WEIGHTS:
         raise InputError(
@@ -115,8 +154,7 @@ def require_weights(cfg: CfgNode) -> Path:
             "is empty, and --eval-only needs trained weights",
             "add MODEL.WEIGHTS path/to/model_final.safetensors",
         )
-    read_record(cfg.MODEL.WEIGHTS)
-    return Path(cfg.MODEL.WEIGHTS)
+    return read_record(cfg.MODEL.WEIGHTS)
 
 
 def check_classes(path: str, tensors: dict, record: WeightsRecord, val: Dataset) -> None:

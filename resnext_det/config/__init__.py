@@ -3,9 +3,9 @@
 ``get_cfg()`` is Detectron2's own defaults plus the keys of ``keys.py``.
 """
 
-from .checks import check_cfg, check_keys, check_sizes
+from .checks import check_cfg, check_detection_solver, check_keys, check_sizes
 from .keys import IMAGENET_MEAN, IMAGENET_STD, get_cfg
-from .reading import cfg_from_text, load_cfg, override
+from .reading import cfg_from_text, load_cfg, override, stored_for_test
 from .views import (
     NETWORKS,
     TRAINED,
@@ -25,6 +25,7 @@ __all__ = [
     "architecture_arguments",
     "cfg_from_text",
     "check_cfg",
+    "check_detection_solver",
     "check_keys",
     "check_sizes",
     "flatten",
@@ -34,5 +35,6 @@ __all__ = [
     "protocol_of",
     "set_key",
     "stage_cfg",
+    "stored_for_test",
     "trunk_arguments",
 ]

@@ -9,12 +9,14 @@ from detectron2.layers import get_norm
 
 from ..errors import InputError
 from .keys import get_cfg
-from .views import flatten, nearest_key
+from .views import TRAINED, flatten, nearest_key
 
 # As other rooms have them, which this one may not import; tests/test_config.py compares.
 SCORERS = ("auto", "pycocotools", "hotcoco")  # detection.scorer_backends.CHOICES
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # models.precision.DTYPES, and "auto"
 NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN")  # models.blocks.NORMS
+# Classification's, and what counts in detection: iterations.
+EPOCHS = {"MAX_EPOCHS": "MAX_ITER", "EPOCH_STEPS": "STEPS"}
 # Keys of Detectron2's that nothing here reads, and what to do instead: a changed one is refused.
 UNREAD = {
     "SOLVER.AMP.ENABLED": 'set MODEL.PRECISION "bf16" instead',
@@ -104,6 +106,20 @@ def check_keys(cfg: CfgNode) -> None:
                 "config",
                 f"there is no config key {key}",
                 f"did you mean {nearest_key(known, key)}?",
+            )
+
+
+def check_detection_solver(cfg: CfgNode) -> None:
+    """Raises InputError for a schedule given to all networks at once: each has its own."""
+    default = get_cfg().SOLVER
+    instead = {name: name for name in default.RPN} | EPOCHS
+    for name, own in instead.items():
+        if cfg.SOLVER[name] != default[name]:
+            keys = [f"SOLVER.{network.upper()}.{own}" for network in TRAINED]
+            raise InputError(
+                "config",
+                f"SOLVER.{name} is {cfg.SOLVER[name]!r}, and in detection each network has its own",
+                f"set {keys[0]} and {keys[1]} (or {keys[2]}, of the shared baseline)",
             )
 
 

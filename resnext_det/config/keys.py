@@ -45,7 +45,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:
-    # Classification counts in epochs; > 0 overrides MAX_ITER and STEPS once the set is known.
+    # Classification counts in epochs: > 0, or steps given, they become MAX_ITER and STEPS once the
+    # set is known. A MAX_ITER or STEPS on a command line goes before a recipe's epochs.
     cfg.SOLVER.MAX_EPOCHS = 0.0
     cfg.SOLVER.EPOCH_STEPS = ()
     # Parts of a step's batch that go through the network one after the other, their gradients

@@ -90,7 +90,7 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
     except (KeyError, AssertionError, ValueError) as error:
         raise InputError(
             "command line",
-            f"{key} is {text!r}, its default is {declared[key]!r}",
+            f"{key} is {text!r}, its default is {flatten(get_cfg())[key]!r}",
             "give a value of the same type",
         ) from error
 
@@ -106,9 +106,40 @@ def load_cfg(config_file: str | Path | None, opts: list[str] = ()) -> CfgNode:
     if config_file:
         _merge_file(cfg, str(config_file))
     override(cfg, opts)
+    _count_as_typed(cfg.SOLVER, opts[::2])
     _keep_typed(cfg.SOLVER, opts[::2])
-    check_cfg(cfg, str(config_file or "command line"))
+    _check(cfg, str(config_file or "command line"), opts[::2])
     return cfg
+
+
+def _check(cfg: CfgNode, source: str, typed: list[str]) -> None:
+    """`check_cfg`; what was typed is not the file's fault."""
+    try:
+        check_cfg(cfg, source)
+    except InputError as error:
+        if any(key in error.found for key in typed):
+            raise InputError("command line", error.found, error.mend) from error
+        raise
+
+
+def _count_as_typed(solver: CfgNode, keys: list[str]) -> None:
+    """Iterations that are typed go before a recipe's epochs; both cannot be meant."""
+    for iterations, epochs, none in (("MAX_ITER", "MAX_EPOCHS", 0.0), ("STEPS", "EPOCH_STEPS", ())):
+        if f"SOLVER.{iterations}" not in keys or not solver[epochs]:
+            continue
+        if f"SOLVER.{epochs}" in keys:
+            raise InputError(
+                "command line",
+                f"SOLVER.{iterations} and SOLVER.{epochs} are both given",
+                "give one of them: iterations or epochs",
+            )
+        solver[epochs] = none
+    if "SOLVER.STEPS" in keys and solver.MAX_EPOCHS > 0:
+        raise InputError(
+            "command line",
+            f"SOLVER.STEPS counts iterations, and SOLVER.MAX_EPOCHS is {solver.MAX_EPOCHS:g}",
+            "give SOLVER.EPOCH_STEPS, in epochs, or SOLVER.MAX_ITER as well",
+        )
 
 
 def _keep_typed(solver: CfgNode, keys: list[str]) -> None:
@@ -155,6 +186,21 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         ) from error
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise _merge_error(cfg, path, error) from error
+
+
+def stored_for_test(text: str, source: str, opts: list[str] = ()) -> CfgNode:
+    """A run's stored config for testing its weights: then ``opts``.
+
+    The device is the default again, the first GPU: the machine may be another.
+
+    Raises:
+        InputError: as `cfg_from_text` and `load_cfg`.
+    """
+    cfg = cfg_from_text(text, source)
+    cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE
+    override(cfg, opts)
+    check_cfg(cfg, source)
+    return cfg
 
 
 def cfg_from_text(text: str, source: str) -> CfgNode:

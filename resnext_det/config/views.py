@@ -150,5 +150,10 @@ def nearest_key(cfg: CfgNode, key: str) -> str:
     keys = list(flatten(cfg))
     # A key put into the wrong group keeps its last part, so that is compared first.
     same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = difflib.get_close_matches(key, same_leaf or keys, n=1, cutoff=0.0)
-    return near[0]
+    return max(same_leaf or keys, key=lambda other: _likeness(key, other))
+
+
+def _likeness(key: str, other: str) -> float:
+    """The last part counts twice: MODEL.DEPHT is nearer to MODEL.RESNETS.DEPTH than to WEIGHTS."""
+    pairs = [(key, other), *[(key.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1])] * 2]
+    return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)

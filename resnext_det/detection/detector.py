@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..compat import describe_environment
-from ..config import architecture_arguments, cfg_from_text
+from ..config import architecture_arguments, stored_for_test
 from ..data.coco import class_names
 from ..engine.run import choose_device
 from ..errors import InputError
@@ -31,8 +31,7 @@ def load_detector(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Modu
     tensors, record = read_weights(path)
     require_detector(record, path)
     if cfg is None:
-        cfg = cfg_from_text(record.config, str(path))
-        choose_device(cfg)
+        cfg = stored_cfg(path)
     model = build_model(cfg).eval()
     check_fit(model, record, path)
     logger.info("%s: %s", path, load_all(model, tensors, path))
@@ -49,10 +48,16 @@ def require_detector(record: WeightsRecord, path: str | Path) -> None:
 
 
 def stored_cfg(path: str | Path) -> CfgNode:
-    """The training config inside a detector file. Raises InputError as `load_detector`."""
+    """The training config inside a detector file, MODEL.DEVICE as this machine has it.
+
+    Raises:
+        InputError: as `load_detector`.
+    """
     record = read_record(path)
     require_detector(record, path)
-    return cfg_from_text(record.config, str(path))
+    cfg = stored_for_test(record.config, str(path))
+    choose_device(cfg)
+    return cfg
 
 
 def record_of(cfg: CfgNode, kind: str, dataset: str) -> WeightsRecord:

@@ -1,17 +1,19 @@
 """From a config to a scored detector: checks first, then the stages that are not finished."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..config import TRAINED, check_keys, flatten
+from ..config import TRAINED, check_detection_solver, check_keys, flatten, override
 from ..data import coco
 from ..data.coco_sets import check_config_sets, check_test_sets
+from ..engine.folders import evaluation_folder, folder_of
 from ..engine.run import record_evaluation, record_run
 from ..errors import InputError
-from ..weights import read_record
+from ..weights import WeightsRecord, read_record
 from . import report, stage_files, stages
 from .backbone import check_detector, check_image_sizes, precision_of
 from .class_match import matching
@@ -30,6 +32,8 @@ def prepare(cfg: CfgNode) -> None:
         InputError: anything wrong with a data set or the weights, before hours are spent.
     """
     check_keys(cfg)
+    check_detection_solver(cfg)
+    record = _initial_record(cfg)  # a wrong path is told before the data are read
     _load_data_sets(cfg)
     names, ids = coco.class_names(cfg.DATASETS.TRAIN[0])
     classes = (f"{id_} -> {n} {name}" for n, (id_, name) in enumerate(zip(ids, names, strict=True)))
@@ -37,16 +41,22 @@ def prepare(cfg: CfgNode) -> None:
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(names):
         logger.info("%d classes, from %s", len(names), cfg.DATASETS.TRAIN[0])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
-    if cfg.MODEL.WEIGHTS:
-        record = read_record(cfg.MODEL.WEIGHTS)
-        if record.kind != "classification":
-            raise InputError(
-                cfg.MODEL.WEIGHTS,
-                f"holds {record.kind} weights; training starts from classification weights",
-                'give those, or "" to start from random ones',
-            )
+    if record:
         apply_record(cfg, record, cfg.MODEL.WEIGHTS)
     check_detector(cfg)
+
+
+def _initial_record(cfg: CfgNode) -> WeightsRecord | None:
+    if not cfg.MODEL.WEIGHTS:
+        return None
+    record = read_record(cfg.MODEL.WEIGHTS)
+    if record.kind != "classification":
+        raise InputError(
+            cfg.MODEL.WEIGHTS,
+            f"holds {record.kind} weights; training starts from classification weights",
+            'give those, or "" to start from random ones',
+        )
+    return record
 
 
 def _load_data_sets(cfg: CfgNode) -> None:
@@ -128,13 +138,17 @@ def evaluate(cfg: CfgNode, weights: str | Path) -> dict:
     results, model = stages.evaluate_detector(cfg, weights)
     if comm.is_main_process():
         report.draw(cfg, model, results)
+        logger.info("results: %s, pictures/", folder_of(cfg, "results.json"))
     return results
 
 
-def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
+def evaluation_cfg(cfg: CfgNode | None, weights: str, opts: Sequence[str] = ()) -> CfgNode:
     """The config for ``--eval-only``: the given one, or the one stored in the weights.
 
-    Without one, OUTPUT_DIR is the folder ``eval`` beside the weights.
+    The stored one's OUTPUT_DIR is `use_own_folder`'s.
+
+    Args:
+        opts: KEY VALUE overrides of the stored one.
 
     Raises:
         InputError: no detector weights, or a config that they do not fit.
@@ -149,7 +163,9 @@ def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
     require_detector(record, weights)
     stored = stored_cfg(weights)
     if cfg is None:
-        stored.OUTPUT_DIR = evaluation_folder(weights)
+        override(stored, list(opts))
+        if "OUTPUT_DIR" not in opts[::2]:
+            use_own_folder(stored, weights)
         return stored
     apply_record(cfg, record, weights)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(record.class_names)
@@ -160,9 +176,17 @@ def evaluation_cfg(cfg: CfgNode | None, weights: str) -> CfgNode:
     return cfg
 
 
-def evaluation_folder(weights: str | Path) -> str:
-    """Where ``--eval-only`` writes unless OUTPUT_DIR is named: not into the run that trained."""
-    return str(Path(weights).parent / "eval")
+# Settings that tell two evaluations of one detector apart.
+OF_AN_EVALUATION = ("DATASETS", "INPUT", "TEST", "MODEL.PRECISION", "MODEL.RPN", "MODEL.ROI_HEADS")
+
+
+def use_own_folder(cfg: CfgNode, weights: str | Path) -> None:
+    """OUTPUT_DIR of an evaluation unless it is named: ``eval`` beside the weights, or ``eval_2`` ..
+
+    See `engine.folders.evaluation_folder`.
+    """
+    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.OUTPUT_DIR = str(evaluation_folder(cfg, "eval", OF_AN_EVALUATION))
 
 
 def evaluate_only(cfg: CfgNode, weights: str) -> dict:

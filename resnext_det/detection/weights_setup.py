@@ -12,16 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
 from ..config import flatten, get_cfg, set_key
-from ..errors import InputError
 from ..models import Architecture
 from ..weights import WeightsRecord
-from ..weights.fit import KEYS, are_near, conflict
+from ..weights.fit import KEYS, NORM, are_near, check_norm, conflict
 
 logger = logging.getLogger(__name__)
-
-NORM = "MODEL.RESNETS.NORM"
-# Of Detectron2's get_norm, those with a running mean and variance.
-WITH_STATISTICS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -41,7 +36,7 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> Non
     """
     base = get_cfg() if "SHORTCUT" in cfg.MODEL.RESNETS else get_detectron2_cfg()
     now, default = {**flatten(get_cfg()), **flatten(cfg)}, flatten(base)
-    _check_norm(now[NORM], record, source)
+    check_norm(now[NORM], record, source)
     settable = {
         "INPUT.FORMAT": record.pixel_format,
         "MODEL.PIXEL_MEAN": list(record.pixel_mean),
@@ -60,23 +55,3 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> Non
     for field, key in KEYS.items():
         if key not in settable and now[key] != theirs[field]:
             raise conflict(key, now[key], theirs[field], source)
-
-
-def _check_norm(norm: str, record: WeightsRecord, source: str | Path) -> None:
-    """Norms are never set: which one is trained with is the user's choice among those that fit."""
-    if record.fused_norm and norm != "FrozenBN":
-        found = "are fused to scale and shift and have no statistics to train on"
-        mend = f'set {NORM} "FrozenBN"'
-    elif record.has_statistics and norm not in WITH_STATISTICS:
-        found = "have running statistics, which that has no place for"
-        mend = f'set {NORM} "FrozenBN", "BN" or "SyncBN"'
-    elif not record.has_statistics and norm in WITH_STATISTICS:
-        found = "have no running statistics"
-        mend = f"set {NORM} to the one that they were trained with"
-    else:
-        return
-    raise InputError(
-        "config",
-        f"{NORM} is {norm!r}, but the norms of {source} {found}",
-        f"{mend} or give other weights",
-    )

@@ -35,8 +35,8 @@ def follow_batch(cfg: CfgNode) -> CfgNode:
 
     The linear rule (Goyal et al. 2017): with k times the reference batch, k times BASE_LR, and
     MAX_ITER, STEPS and WARMUP_ITERS divided by k, so that the same number of images is seen; keys
-    of SOLVER.REFERENCE_KEEPS stay. The result's REFERENCE_BATCH is its own batch: written down and
-    read again, it follows no further.
+    of SOLVER.REFERENCE_KEEPS stay, and so does what epochs say (MAX_EPOCHS, EPOCH_STEPS). The
+    result's REFERENCE_BATCH is its own batch: written down and read again, it follows no further.
 
     Raises:
         InputError: REFERENCE_BATCH is negative, or REFERENCE_KEEPS names another key.
@@ -73,12 +73,18 @@ def follow_batch(cfg: CfgNode) -> CfgNode:
 
 def _scaled(solver: CfgNode, k: float) -> dict[str, tuple]:
     """{key: (for the reference batch, for k times that batch)}."""
-    return {
+    scaled = {
         "BASE_LR": (solver.BASE_LR, solver.BASE_LR * k),
         "MAX_ITER": (solver.MAX_ITER, max(1, round(solver.MAX_ITER / k))),
         "STEPS": (solver.STEPS, tuple(round(step / k) for step in solver.STEPS)),
         "WARMUP_ITERS": (solver.WARMUP_ITERS, round(solver.WARMUP_ITERS / k)),
     }
+    in_epochs = solver.get("MAX_EPOCHS", 0) > 0
+    if in_epochs:
+        del scaled["MAX_ITER"]
+    if in_epochs or solver.get("EPOCH_STEPS"):
+        del scaled["STEPS"]
+    return scaled
 
 
 def _shown(value: float | tuple[int, ...]) -> str:

@@ -11,15 +11,22 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..compat import describe_environment
 from ..errors import InputError
+from .folders import (
+    EVALUATION,
+    TRAINING,
+    check_place,
+    folder_of,
+    make_folder,
+    refuse_other,
+)
+from .logs import log_to, log_to_console
 from .seeding import seed_all
 
 logger = logging.getLogger("resnext_det")
 
-TRAINING, EVALUATION = "training", "evaluation"  # kinds of a run, in run.json
 MOST_WORKERS = 8  # data workers of a process, unless the user names a number
 
 
@@ -93,39 +100,11 @@ def share_cores(cfg: CfgNode) -> None:
         torch.set_num_threads(max(1, cores_per_process() - cfg.DATALOADER.NUM_WORKERS))
 
 
-def kind_of_run(folder: str | Path) -> str | None:
-    """ "training" or "evaluation", by the folder's run.json; None where there is none.
-
-    A run.json that cannot be read counts as training's, so that nothing takes its place.
-    """
-    try:
-        found = json.loads(Path(folder, "run.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError):
-        return TRAINING
-    found = found if isinstance(found, dict) else {}
-    # Without "kind" it is of an earlier version; the tools' flag tells.
-    command = found.get("command")
-    flagged = isinstance(command, list) and "--eval-only" in command
-    kind = found.get("kind", EVALUATION if flagged else TRAINING)
-    return EVALUATION if kind == EVALUATION else TRAINING
-
-
-def _refuse_other(folder: Path, kind: str) -> None:
-    """Raises InputError where the folder holds a run of the other kind."""
-    there = kind_of_run(folder)
-    if there in (None, kind):
-        return
-    mend = "choose another OUTPUT_DIR"
-    if kind == EVALUATION:
-        mend += f", such as {folder / 'eval'}: an evaluation would replace the run's results.json"
-    what = {TRAINING: "a training run", EVALUATION: "an evaluation"}[there]
-    raise InputError(folder, f"holds {what} (run.json)", mend)
-
-
 def start_run(cfg: CfgNode, *, new: bool, evaluates: bool = False) -> None:
-    """Prepare ``cfg.OUTPUT_DIR`` and this process: log, device and seed.
+    """Prepare this process (log, device, seed) for a run in ``cfg.OUTPUT_DIR``.
+
+    Nothing is written yet: the folder is made by `record_run` or `record_evaluation`, once the
+    input has been found good, and its log.txt then begins with the lines of before.
 
     Args:
         cfg: MODEL.DEVICE, SEED (0 where the user gave none) and DATALOADER.NUM_WORKERS (where it
@@ -134,41 +113,26 @@ def start_run(cfg: CfgNode, *, new: bool, evaluates: bool = False) -> None:
         evaluates: the folder must not hold a training run (``--eval-only``).
 
     Raises:
-        InputError: the folder holds another run or cannot be made, or NUM_WORKERS is below -1.
+        InputError: the folder holds another run or cannot be written, or NUM_WORKERS is below -1.
     """
     folder = Path(cfg.OUTPUT_DIR)
     if evaluates:
-        _refuse_other(folder, EVALUATION)
+        refuse_other(folder, EVALUATION)
     if new and (folder / "run.json").exists():
         raise InputError(
             folder,
             "holds a run already (run.json)",
             "add --resume to go on with it, or choose another OUTPUT_DIR",
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            folder, f"cannot be made ({error.strerror})", "choose an OUTPUT_DIR that can be written"
-        ) from error
+    check_place(folder)
     comm.synchronize()
-    _log_to(folder)
+    log_to_console()
     choose_device(cfg)
     choose_workers(cfg)
     share_cores(cfg)
     if cfg.SEED < 0:
         cfg.SEED = 0
     seed_all(cfg.SEED, comm.get_rank())
-
-
-def _log_to(folder: Path) -> None:
-    """Console and ``folder/log.txt``; a process that runs twice does not print lines twice."""
-    setup_logger.cache_clear()
-    for name in ("resnext_det", "detectron2", "fvcore"):
-        old = logging.getLogger(name).handlers
-        while old:
-            old.pop().close()
-        setup_logger(str(folder), distributed_rank=comm.get_rank(), name=name)
 
 
 def record_run(cfg: CfgNode, **facts: Any) -> None:
@@ -181,7 +145,7 @@ def record_run(cfg: CfgNode, **facts: Any) -> None:
     Raises:
         InputError: the folder holds an evaluation.
     """
-    _refuse_other(Path(cfg.OUTPUT_DIR), TRAINING)
+    refuse_other(Path(cfg.OUTPUT_DIR), TRAINING)
     _record(cfg, TRAINING, facts)
 
 
@@ -196,22 +160,18 @@ def record_evaluation(cfg: CfgNode, **facts: Any) -> None:
     Raises:
         InputError: the folder holds a training run, whose record and results stay.
     """
-    _refuse_other(Path(cfg.OUTPUT_DIR), EVALUATION)
+    refuse_other(Path(cfg.OUTPUT_DIR), EVALUATION)
     if comm.is_main_process():
         folder_of(cfg, "results.json").unlink(missing_ok=True)
     _record(cfg, EVALUATION, facts)
 
 
 def _record(cfg: CfgNode, kind: str, facts: dict[str, Any]) -> None:
+    folder = make_folder(cfg.OUTPUT_DIR)
+    log_to(folder)
     if not comm.is_main_process():
         return
-    folder = Path(cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     about = {"kind": kind, "command": sys.argv, "started": started, **facts}
     write_json(folder / "run.json", {**about, "environment": describe_environment()})
-
-
-def folder_of(cfg: CfgNode, *parts: str) -> Path:
-    return Path(cfg.OUTPUT_DIR, *parts)

@@ -41,6 +41,8 @@ NAME = re.compile(
     r"(_w(?P<width_multiplier>[0-9]{1,9}(\.[0-9]{1,30})?))?"
     r"(?P<stride_in_1x1>_stride1x1)?(?P<no_shortcut>_noshortcut)?"
 )
+# "resnet50", "resnext101_32x8d", "resnext50_32x4d.a1_in1k"
+ELSEWHERE = re.compile(r"resnex?t(?P<depth>[0-9]{2,3})(_(?P<C>[0-9]{1,3})x(?P<d>[0-9]{1,3})d)?\b")
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,7 @@ class Architecture:
             raise InputError(
                 "architecture name",
                 f"{name!r:.40} is not of the form <R or X><depth>_<C>x<d>d",
-                'write for instance "X50_32x4d", "R101_1x64d" or "X29_8x64d_w0.5"; '
-                "_stride1x1 and _noshortcut may follow",
+                _nearest_form(name),
             )
         try:
             member = cls(
@@ -214,6 +215,20 @@ class Architecture:
     def as_dict(self) -> dict:
         """The fields as ``Architecture(**...)`` takes them; travels in a weights file."""
         return asdict(self)
+
+
+def _nearest_form(name: object) -> str:
+    """What to write: torchvision's and timm's names are known by their numbers."""
+    elsewhere = ELSEWHERE.match(name) if isinstance(name, str) else None
+    if elsewhere:
+        usual = ("32", "4") if elsewhere[0].startswith("resnext") else ("1", "64")
+        cardinality, width = elsewhere["C"] or usual[0], elsewhere["d"] or usual[1]
+        letter = "R" if int(cardinality) == 1 else "X"
+        return f'write "{letter}{elsewhere["depth"]}_{cardinality}x{width}d"'
+    return (
+        'write for instance "X50_32x4d", "R101_1x64d" or "X29_8x64d_w0.5"; '
+        "_stride1x1 and _noshortcut may follow"
+    )
 
 
 def _error(found: str, mend: str) -> InputError:

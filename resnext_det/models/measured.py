@@ -51,6 +51,7 @@ class MeasuredRegrouping:
     def __init__(self, folder: Path | None):
         self.path = None if folder is None else folder / FILE
         self.known: dict[str, dict[str, dict[int, float]]] = self._read()
+        self.has_said = False
 
     def __call__(
         self, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int
@@ -59,10 +60,16 @@ class MeasuredRegrouping:
             return Merge()  # a pass without gradients has other ways (models/folding.py)
         key = self.key(x, weight, stride, groups)
         if key not in self.known:
+            self._say_once()
             self.known[key] = measure(x, weight, stride, groups)
-            logger.info("regrouping, measured: %s: %s", key, describe(self.known[key]))
             self._write()
         return chosen(self.known[key])
+
+    def _say_once(self) -> None:
+        if not self.has_said:
+            where = "this process" if self.path is None else self.path
+            logger.info("measuring how convolutions are computed soonest; kept in %s", where)
+        self.has_said = True
 
     @staticmethod
     def key(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int) -> str:
@@ -189,12 +196,22 @@ def chosen(times: dict[str, dict[int, float]]) -> Merge:
     return Merge(*best)
 
 
-def describe(times: dict[str, dict[int, float]]) -> str:
-    """ "forward 4 (1.04 instead of 1.98 ms), .." """
-    return ", ".join(
-        f"{part} {merge} ({times[part][merge]:.2f} instead of {times[part][1]:.2f} ms)"
-        for part, merge in zip(PARTS, chosen(times), strict=True)
-    )
+def rows(known: dict[str, dict[str, dict[int, float]]]) -> list[tuple[str, ...]]:
+    """A line a layer of `MeasuredRegrouping.known`: its shape, and of each part what was chosen.
+
+    "4: 1.04 of 1.98" is four groups as one, and milliseconds beside those of the plain
+    convolution; "product" a product of matrices, "-" the plain convolution.
+    """
+    found = []
+    for key, times in sorted(known.items()):
+        choice = zip(PARTS, chosen(times), strict=True)
+        found.append((key, *(_in_words(times[part], merge) for part, merge in choice)))
+    return found
+
+
+def _in_words(times: dict[int, float], merge: int) -> str:
+    name = "product" if merge == PRODUCT else str(merge)
+    return "-" if merge == 1 else f"{name}: {times[merge]:.2f} of {times[1]:.2f}"
 
 
 def cache_folder() -> Path:

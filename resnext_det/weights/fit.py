@@ -20,6 +20,9 @@ from .names import trunk_name
 from .record import WeightsRecord
 
 KEYS = {field: f"MODEL.RESNETS.{key}" for field, (key, *_) in FIELDS.items()}
+NORM = "MODEL.RESNETS.NORM"
+# Of Detectron2's get_norm, those with a running mean and variance.
+WITH_STATISTICS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NEAR = 1e-3  # of means and deviations, 0..255: files and configs write three decimals or more
 
 
@@ -113,6 +116,32 @@ def _check_frozen(model: nn.Module, record: WeightsRecord, path: str | Path) -> 
                 f"the model's {name} is a {type(module).__name__}",
                 'build the model with norm="FrozenBN" (MODEL.RESNETS.NORM), or give other weights',
             )
+
+
+def check_norm(norm: str, record: WeightsRecord, source: str | Path) -> None:
+    """Whether a config's norm can take a file's.
+
+    It is never set: which one is trained with is the user's choice among those that fit.
+
+    Raises:
+        InputError: names the key, its value and the mend.
+    """
+    if record.fused_norm and norm != "FrozenBN":
+        found = "are fused to scale and shift and have no statistics to train on"
+        mend = f'set {NORM} "FrozenBN"'
+    elif record.has_statistics and norm not in WITH_STATISTICS:
+        found = "have running statistics, which that has no place for"
+        mend = f'set {NORM} "FrozenBN", "BN" or "SyncBN"'
+    elif not record.has_statistics and norm in WITH_STATISTICS:
+        found = "have no running statistics"
+        mend = f"set {NORM} to the one that they were trained with"
+    else:
+        return
+    raise InputError(
+        "config",
+        f"{NORM} is {norm!r}, but the norms of {source} {found}",
+        f"{mend} or give other weights",
+    )
 
 
 def conflict(key: str, ours: Any, theirs: Any, source: str | Path) -> InputError:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from resnext_det.classification.evaluator import ErrorEvaluator, in_words
+from resnext_det.classification.evaluator import ErrorEvaluator, errors_in_words
 
 # Seven classes, of which the images are of the first three.
 RANKED = torch.tensor(
@@ -95,5 +95,5 @@ def test_the_counts_of_all_processes_are_added(monkeypatch):
         ),
     ],
 )
-def test_in_words(first, words):
-    assert in_words(errors_of(RANKED, LABELS, first), num_classes=7, first=first) == words
+def test_errors_in_words(first, words):
+    assert errors_in_words(errors_of(RANKED, LABELS, first), num_classes=7, first=first) == words

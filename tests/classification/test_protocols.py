@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnext_det.classification import trainer
+from resnext_det.classification import evaluation, trainer
 from resnext_det.classification.classifier import Classifier, build_classifier
 from resnext_det.classification.evaluator import ErrorEvaluator
 from resnext_det.classification.protocols import dense_logits, last_stage, logits_of
@@ -219,7 +219,7 @@ def test_evaluate_only(demo_set, trained, tmp_path, monkeypatch, protocol):
         process(self, inputs, outputs)
 
     monkeypatch.setattr(ErrorEvaluator, "process", spy)
-    results = trainer.evaluate_only(cfg)
+    results = evaluation.evaluate_only(cfg)
     logits, labels = by_hand(cfg, trunk)
     torch.testing.assert_close(torch.cat(seen), logits, rtol=1e-4, atol=1e-4)
     ranked = logits.topk(5).indices

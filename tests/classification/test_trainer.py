@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resnext_det.classification import classifier, trainer
+from resnext_det.classification import classifier, evaluation, trainer
 from resnext_det.classification.classifier import build_classifier
 from resnext_det.classification.evaluator import ErrorEvaluator
 from resnext_det.config import load_cfg
@@ -209,7 +209,7 @@ def test_auto_is_recorded_as_what_it_became(demo_set, tmp_path, caplog, monkeypa
 
 def evaluate_only(data, trained, folder, **others):
     keys = {"MODEL.WEIGHTS": trained / "model_final.safetensors", **others}
-    trainer.evaluate_only(load_cfg(CONFIG, tiny(data, folder, **keys)))
+    evaluation.evaluate_only(load_cfg(CONFIG, tiny(data, folder, **keys)))
     return results_in(folder)
 
 
@@ -287,8 +287,9 @@ def test_evaluator_with_fewer_than_five_classes():
 
 def test_epochs_become_iterations(demo_set, tmp_path):
     """Goyal et al. count in epochs, Detectron2 in iterations: 30 and 60 of 90 in 7 steps each."""
-    others = {"SOLVER.MAX_EPOCHS": 90.0, "SOLVER.EPOCH_STEPS": "(30, 60)"}
-    cfg = trainer.with_epochs(load_cfg(CONFIG, tiny(demo_set, tmp_path, **others)), num_images=50)
+    cfg = load_cfg(CONFIG, tiny(demo_set, tmp_path))
+    cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.EPOCH_STEPS = 90.0, (30, 60)
+    cfg = trainer.with_epochs(cfg, num_images=50)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (630, (210, 420))
 
 

@@ -50,3 +50,20 @@ def test_not_into_the_run_that_trained(run):
     assert {p.name: p.stat().st_mtime_ns for p in run.iterdir() if p.is_file()} == before
     weights = run / "model_final.safetensors"
     assert pipeline.evaluation_cfg(None, str(weights)).OUTPUT_DIR == str(run / "eval")
+
+
+def test_other_settings_have_another_folder(run):
+    """The same evaluation takes the place of its former self; one with another cap does not."""
+    weights = str(run / "model_final.safetensors")
+    for opts, name in (([], "eval"), (["TEST.DETECTIONS_PER_IMAGE", "1"], "eval_2"), ([], "eval")):
+        cfg = pipeline.evaluation_cfg(None, weights, opts)
+        assert cfg.OUTPUT_DIR == str(run / name)
+        pipeline.evaluate_only(cfg, weights)
+    kept = [json.loads((run / name / "results.json").read_text()) for name in ("eval", "eval_2")]
+    assert kept[0] == json.loads((run / "results.json").read_text()) != kept[1]
+
+
+def test_missing_weights_are_told_before_the_data_are_read(demo_set, tmp_path):
+    cfg = make_cfg(demo_set, tmp_path / "run", "none.pth")
+    cfg.DATASETS.COCO_JSON = [["demo_train", "none.json", "nowhere"]]
+    refusal(lambda: pipeline.prepare(cfg), "none.pth")

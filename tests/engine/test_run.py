@@ -10,9 +10,9 @@ import torch
 
 from resnext_det.config import load_cfg
 from resnext_det.engine import run
+from resnext_det.engine.folders import kind_of_run
 from resnext_det.engine.run import (
     choose_workers,
-    kind_of_run,
     record_evaluation,
     record_run,
     share_cores,
@@ -47,8 +47,11 @@ def machine(monkeypatch):
 
 
 def test_two_runs_of_one_process_log_each_line_once(tmp_path, capsys):
-    run_in(tmp_path / "first")
-    run_in(tmp_path / "second")
+    for name in ("first", "second"):
+        cfg = run_in(tmp_path / name)
+        logging.getLogger("resnext_det").info("before the record of %s", name)
+        assert not (tmp_path / name).exists()
+        record_run(cfg)
     capsys.readouterr()
     logging.getLogger("resnext_det").info("a line of the second run")
     assert capsys.readouterr().out.count("a line of the second run") == 1
@@ -57,6 +60,15 @@ def test_two_runs_of_one_process_log_each_line_once(tmp_path, capsys):
         handler.flush()
     found = [path.exists() and "a line of the second run" in path.read_text() for path in logs]
     assert found == [False, True]
+    assert logs[1].read_text().count("before the record of second") == 1
+    assert "of first" not in logs[1].read_text()
+
+
+@pytest.mark.parametrize("below", [(), ("a", "b")])
+def test_a_place_that_is_a_file(tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is no folder; choose an OUTPUT_DIR"):
+        run_in(tmp_path.joinpath("file", *below))
 
 
 def test_folder_of_another_run_is_refused(tmp_path):

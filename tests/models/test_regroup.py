@@ -238,3 +238,23 @@ def test_a_plain_choice_is_the_plain_convolution():
     expected = F.conv2d(x, weight, b, *PLACE[2])
     found = grouped_conv2d(x, weight, b, *PLACE[2], lambda *_: Merge())
     assert torch.equal(found, expected)
+
+
+def test_what_was_measured_in_words():
+    """The chosen merge of each part beside the plain convolution's time."""
+    times = {1: 2.0, 2: 1.0, measured.PRODUCT: 3.0}
+    product, plain = {1: 2.0, measured.PRODUCT: 0.5}, {1: 2.0, 2: 1.9}
+    known = {"b": dict(zip(measured.PARTS, (times, product, plain), strict=True)), "a": {}}
+    known["a"] = known["b"]
+    row = ("2: 1.00 of 2.00", "product: 0.50 of 2.00", "-")
+    assert measured.rows(known) == [("a", *row), ("b", *row)]
+
+
+def test_measuring_is_said_once(tmp_path, fake, caplog):
+    regrouping = MeasuredRegrouping(tmp_path)
+    with caplog.at_level(logging.INFO):
+        for size in ((2, 9, 8), (2, 18, 16)):
+            x, weight, _ = tensors(size=size)
+            regrouping(x, weight, (1, 1), GROUPS)
+    assert len(fake) == 2 and len(caplog.records) == 1
+    assert str(tmp_path) in caplog.text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnext_det.classification import trainer
+from resnext_det.classification import evaluation, trainer
 from resnext_det.config import load_cfg
 from resnext_det.engine.seeding import seed_all
 from resnext_det.weights import read_weights
@@ -107,7 +107,7 @@ def test_from_the_trees_to_both_errors(lists, tmp_path):
     assert tensors["linear.weight"].shape[0] == 4
     assert record.top1_error == errors["top1_error"]
     weights = {"MODEL.WEIGHTS": tmp_path / "run" / "model_final.safetensors"}
-    again = trainer.evaluate_only(config(lists, tmp_path / "scored", **weights))
+    again = evaluation.evaluate_only(config(lists, tmp_path / "scored", **weights))
     assert again["classification"] == errors
     assert json.loads((tmp_path / "scored" / "results.json").read_text()) == again
 

@@ -193,6 +193,44 @@ def test_an_evaluation_has_a_folder_of_its_own(monkeypatch, data, trained):
     assert error == read(trained, "results.json")["classification"]
 
 
+def test_other_settings_have_another_folder(monkeypatch, data, trained):
+    """The same evaluation again replaces itself; resize or arithmetic make it another."""
+    kept = {}
+    for name, opts in (
+        ("eval_single32", []),
+        ("eval_single32_2", ["DATA.RESIZE_SIZE", 40]),
+        ("eval_single32_3", ["DATA.RESIZE_SIZE", 40, "MODEL.PRECISION", "bf16"]),
+        ("eval_single32", []),
+        ("eval_single32_2", ["DATA.RESIZE_SIZE", 40]),
+    ):
+        score(monkeypatch, data, trained, *opts)
+        found = read(trained / name, "results.json")
+        assert kept.setdefault(name, found) == found
+        assert {path.name for path in trained.glob("eval*")} == set(kept)
+        log = (trained / name / "log.txt").read_text()
+        assert f"results: {trained / name / 'results.json'}" in log
+    assert [kept[name]["evaluation"]["resize"] for name in sorted(kept)] == [32, 40, 40]
+
+
+def test_without_a_config_the_weights_own_settings_hold(monkeypatch, capfd, data, trained):
+    """Crops of 32 pixels, as they were trained with, and not the paper's 224."""
+    weights = trained / "model_final.safetensors"
+    keys = ["MODEL.WEIGHTS", weights, "DATALOADER.NUM_WORKERS", 0, "MODEL.DEVICE", "cpu"]
+    monkeypatch.setattr(sys, "argv", [TOOL[0], "--eval-only", *map(str, keys)])
+    runpy.run_path(TOOL[0], run_name="__main__")
+    found, own = (read(f, "results.json") for f in (trained / "eval_single32", trained))
+    assert found["classification"] == own["classification"]
+    assert (found["evaluation"]["crop"], found["evaluation"]["resize"]) == (32, 32)
+    assert f"no --config-file: settings are those stored in {weights}" in capfd.readouterr().out
+
+
+def test_other_sizes_than_the_weights_are_told(monkeypatch, capfd, data, trained):
+    score(monkeypatch, data, trained, "DATA.CROP_SIZE", 48, "DATA.RESIZE_SIZE", 48)
+    out = capfd.readouterr().out
+    assert "DATA.CROP_SIZE is 48 here, the run of these weights had 32" in out
+    assert "X14_4x8d_w0.125 with 3 classes" in out
+
+
 def test_a_second_evaluation_into_one_folder(monkeypatch, data, trained, tmp_path):
     """Results, settings and command are all of the last one."""
     for size in (32, 48):
@@ -209,6 +247,21 @@ def refusal(capsys, call):
     message = capsys.readouterr().err
     assert caught.value.code == 2 and message.count("\n") == 1, message
     return message
+
+
+@pytest.mark.parametrize("norm, words", [("GN", ["NORM is 'GN'", '"FrozenBN", "BN"'])])
+def test_norms_that_cannot_take_the_weights(monkeypatch, capsys, data, trained, norm, words):
+    opts = ["MODEL.RESNETS.NORM", norm]
+    message = refusal(capsys, lambda: score(monkeypatch, data, trained, *opts))
+    for word in words:
+        assert word in message, message
+
+
+def test_a_config_that_contradicts_the_weights(monkeypatch, capsys, data, trained):
+    opts = ["MODEL.RESNETS.DEPTH", 101]
+    message = refusal(capsys, lambda: score(monkeypatch, data, trained, *opts))
+    assert "MODEL.RESNETS.DEPTH is 101, but" in message and "was trained with 14" in message
+    assert not list(trained.glob("eval*"))
 
 
 def test_not_into_the_folder_of_a_training_run(monkeypatch, capsys, data, trained):
@@ -263,6 +316,13 @@ def test_refused_before_the_folder_is_made(monkeypatch, capsys, data, tmp_path, 
     message = refusal(capsys, lambda: train_here(monkeypatch, data, tmp_path / "run", **others))
     for word in words:
         assert word in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_of_the_data_leaves_no_folder(monkeypatch, capsys, data, tmp_path):
+    keys = {"DATA.ROOT": tmp_path / "none"}
+    message = refusal(capsys, lambda: train_here(monkeypatch, data, tmp_path / "run", **keys))
+    assert str(tmp_path / "none") in message
     assert not (tmp_path / "run").exists()
 
 

@@ -67,7 +67,7 @@ REFUSALS = {
     ),
     "a folder that cannot be made": (
         ["cifar-cardinality", "OUTPUT_DIR", RECIPE],
-        [f"{RECIPE}: cannot be made", "OUTPUT_DIR"],
+        [f"{RECIPE}: is no folder", "OUTPUT_DIR"],
     ),
 }
 
