@@ -31,6 +31,7 @@ DETECTRON2_NEEDS = [  # imported by Detectron2 itself
     "hydra-core>=1.1",
     "termcolor>=1.1",
     "packaging>=21.0",
+    "shapely>=2.0",  # where INPUT.CROP cuts polygon masks
 ]
 FAST = ["hotcoco>=1.3"]  # COCO's figures sooner; pycocotools stays, and gives the same ones
 

@@ -222,7 +222,11 @@ def _extremes(precision: np.ndarray, known: list[int], most: int = 10) -> list[i
 def sheet(
     images: Sequence[np.ndarray], path: str | Path, *, columns: int, titles: Sequence[str] = ()
 ) -> None:
-    """RGB images in a grid, row by row; the titles repeat along the top row."""
+    """RGB images in a grid, row by row.
+
+    Args:
+        titles: one an image; fewer repeat along the top row.
+    """
     rows = -(-len(images) // columns)
     height = max(image.shape[0] / image.shape[1] for image in images)
     figure = Figure(figsize=(4 * columns, 4 * height * rows + 0.4), layout="constrained")
@@ -232,7 +236,8 @@ def sheet(
         axis.imshow(image)
     for position, axis in enumerate(figure.axes):
         axis.axis("off")
-        if titles and position < columns:
+        has_title = position < columns or len(titles) == len(images)
+        if titles and has_title and position < len(images):
             axis.set_title(titles[position % len(titles)], fontsize=10)
     figure.savefig(path, dpi=90)
 

@@ -144,7 +144,7 @@ def _add_proposal_keys(cfg: CfgNode) -> None:
     cfg.PROPOSALS.POST_NMS_TOPK = 2000
     # Proposals an image that average recall is measured on at most (AR@1000).
     cfg.TEST.PROPOSALS_TOPK = 1000
-    # Images a process evaluates at once; they are padded to the largest of the batch.
+    # Images a process evaluates at once, at most; a batch holds images of one size only.
     cfg.TEST.IMS_PER_BATCH = 1
     # True: with TEST.EVAL_PERIOD, the losses on DATASETS.TEST as well, in the training's own terms.
     cfg.TEST.VALIDATION_LOSS = False

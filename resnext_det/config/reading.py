@@ -13,9 +13,15 @@ from ..errors import InputError
 from .checks import check_cfg
 from .keys import get_cfg
 from .views import flatten, nearest_key
+from .yaml_text import SHOWN, checked, load_yaml, shown, unreadable
 
 # As engine.batch.FOLLOWING has them, which may not be imported; tests/test_config.py compares.
 SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
+# What a text raises that is no Python literal; the last three where it is nested or built to harm.
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+# What the entries of a sequence are that is empty by default. Others' are as in the default.
+_ENTRIES = {"SOLVER.EPOCH_STEPS": "number", "PROPOSALS.FILES": "text"}
+_ENTRIES |= dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), "text")
 
 
 def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
@@ -25,7 +31,7 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
         )
     text = str(error.args[0]) if error.args else str(error)
     if "Non-existent" in text:
-        key = text.split(":")[-1].strip().split(" ")[-1]
+        key = shown(text.split(":")[-1].strip().split(" ")[-1])
         return InputError(
             source, f"there is no config key {key}", f"did you mean {nearest_key(cfg, key)}?"
         )
@@ -34,8 +40,8 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
     if mismatch:  # yacs prints all keys of a group
         value, key = mismatch.groups()
         default = repr(flatten(cfg)[key]) if key in flatten(cfg) else "a group of keys"
-        text = f"{key} is {value}, its default is {default}"
-    return InputError(source, text, "give the key a value of its own type (text in quotes)")
+        text = f"{key} is {shown(value)}, its default is {default}"
+    return InputError(source, shown(text), "give the key a value of its own type (text in quotes)")
 
 
 def _as_declared(declared: Any, value: Any) -> Any:
@@ -46,7 +52,7 @@ def _as_declared(declared: Any, value: Any) -> Any:
     if isinstance(value, str) and not isinstance(declared, str):
         try:
             value = literal_eval(value)
-        except (ValueError, SyntaxError):
+        except _NO_LITERAL:
             pass  # a plain word, such as the name of a data set
     if isinstance(declared, float) and type(value) is int:
         return float(value)
@@ -59,7 +65,7 @@ def _as_text(text: str) -> str:
     """A word as it was typed, a number too; quotes around it are taken off."""
     try:
         value = literal_eval(text)
-    except (ValueError, SyntaxError):
+    except _NO_LITERAL:
         return text
     return value if isinstance(value, str) else text
 
@@ -78,8 +84,8 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
     if key not in declared:
         raise InputError(
             "command line",
-            f"there is no config key {key}",
-            f"did you mean {nearest_key(cfg, key)}?",
+            f"there is no config key {shown(key)}",
+            f"did you mean {nearest_key(cfg, key[:SHOWN])}?",
         )
     if isinstance(declared[key], str):
         *path, leaf = key.split(".")
@@ -87,10 +93,10 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
         return
     try:
         cfg.merge_from_list([key, _as_declared(declared[key], text)])
-    except (KeyError, AssertionError, ValueError) as error:
+    except (KeyError, AssertionError, *_NO_LITERAL) as error:
         raise InputError(
             "command line",
-            f"{key} is {text!r}, its default is {flatten(get_cfg())[key]!r}",
+            f"{key} is {shown(repr(text))}, its default is {flatten(get_cfg())[key]!r}",
             "give a value of the same type",
         ) from error
 
@@ -162,11 +168,44 @@ def override(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise InputError(
             "command line",
-            f"the override {opts[-1]} has no value",
+            f"the override {shown(opts[-1])} has no value",
             "write overrides as KEY VALUE pairs",
         )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         _merge_override(cfg, key, text)
+    _check_values(cfg, "command line")
+
+
+def _check_values(cfg: CfgNode, source: str) -> None:
+    """Refuse what yacs lets pass: null, NaN, and entries of a sequence of another kind."""
+    declared = flatten(get_cfg())
+    for key, value in flatten(cfg).items():
+        if (default := declared.get(key)) is None:
+            continue
+        kinds = {_kind(entry) for entry in _entries(default)} or {_ENTRIES.get(key)}
+        for entry in _entries(value):
+            kind = _kind(entry)
+            if kind in ("null", "NaN") or (None not in kinds and kind not in kinds):
+                raise InputError(
+                    source,
+                    f"{key} is {shown(repr(value))}, its default is {default!r}",
+                    "give the key a value of its own type (text in quotes)",
+                )
+
+
+def _entries(value: Any) -> list:
+    """A value, or those of a list of lists of them."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [entry for part in value for entry in _entries(part)]
+
+
+def _kind(value: Any) -> str:
+    if value is None or value != value:
+        return "null" if value is None else "NaN"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return "text" if isinstance(value, str) else type(value).__name__
 
 
 def _merge_file(cfg: CfgNode, path: str) -> None:
@@ -177,15 +216,16 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
             "give a path to a YAML file, for instance configs/imagenet/X50_32x4d.yaml",
         )
     try:
-        given = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=False))
+        given = CfgNode(load_yaml(path))
         _coerce(given, cfg)
         cfg.merge_from_other_cfg(given)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(
-            path, f"not readable as a YAML config ({' '.join(str(error).split())})", "mend the file"
-        ) from error
+    except InputError:
+        raise
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError, MemoryError) as error:
+        raise unreadable(path, error) from error
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise _merge_error(cfg, path, error) from error
+    _check_values(cfg, path)
 
 
 def stored_for_test(text: str, source: str, opts: list[str] = ()) -> CfgNode:
@@ -207,9 +247,10 @@ def cfg_from_text(text: str, source: str) -> CfgNode:
     """A config from the YAML text that travels in a weights file's record."""
     cfg = get_cfg()
     try:
-        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
+        cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(checked(text, source))))
+    except (yaml.YAMLError, InputError, RecursionError, MemoryError) as error:
+        raise InputError(source, "its stored config is not YAML", "give --config-file") from error
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise _merge_error(cfg, f"{source} (its stored config)", error) from error
-    except yaml.YAMLError as error:
-        raise InputError(source, "its stored config is not YAML", "give --config-file") from error
+    _check_values(cfg, f"{source} (its stored config)")
     return cfg

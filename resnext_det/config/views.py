@@ -128,7 +128,7 @@ def stage_cfg(cfg: CfgNode, stage: str) -> CfgNode:
     elif stage == "joint":
         cfg.MODEL.LOAD_PROPOSALS = False
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "NonSharedRPN":  # which makes no boxes in training
-            cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RPN"
+            cfg.MODEL.PROPOSAL_GENERATOR.NAME = "BoundedRPN"
     else:
         cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
         cfg.MODEL.LOAD_PROPOSALS = True

@@ -142,7 +142,10 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
     """
     boxes = box_evaluator(cfg, name)
     loader = build_test_loader(cfg, name)
-    others = [RecallEvaluator(name), ConfusionEvaluator(name, boxes.output_dir)]
+    others = [
+        RecallEvaluator(name),
+        ConfusionEvaluator(name, boxes.output_dir, classes=cfg.TEST.CLASSES),
+    ]
     results = inference_on_dataset(model, loader, [boxes, *others])
     if not comm.is_main_process():
         return {}

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from detectron2.data import (
     DatasetFromList,
     DatasetMapper,
     MapDataset,
-    build_detection_test_loader,
 )
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.detection_utils import (
@@ -21,6 +20,7 @@ from detectron2.data.detection_utils import (
     check_image_size,
     transform_proposals,
 )
+from detectron2.data.samplers import InferenceSampler
 from detectron2.data.transforms import AugInput
 from detectron2.structures import BoxMode
 
@@ -193,10 +193,31 @@ def batches_of(
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
-    """Every image of a data set once over all processes, resized by INPUT.*_SIZE_TEST."""
-    return build_detection_test_loader(
-        DatasetCatalog.get(name),
-        mapper=NamingMapper(cfg, is_train=False),
-        batch_size=cfg.TEST.IMS_PER_BATCH,
+    """Every image of a data set once over all processes, resized by INPUT.*_SIZE_TEST.
+
+    A batch holds images of one size, TEST.IMS_PER_BATCH at most: none is padded to another's, for
+    the trunk would turn the padding into features that reach into the image, and an image's boxes
+    would depend on its neighbours.
+    """
+    records = DatasetCatalog.get(name)
+    mine = InferenceSampler(len(records))  # this process's share
+    return torch.utils.data.DataLoader(
+        MapDataset(DatasetFromList(records, copy=False), NamingMapper(cfg, is_train=False)),
+        batch_sampler=of_one_size(records, mine, cfg.TEST.IMS_PER_BATCH),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=list,
     )
+
+
+def of_one_size(records: list[dict], numbers: Iterable[int], most: int) -> list[list[int]]:
+    """Numbers of records in batches of ``most`` at most, with one (height, width) in each."""
+    batches: list[list[int]] = []
+    open_batch: dict[tuple, list[int]] = {}
+    for number in numbers:
+        size = records[number].get("height"), records[number].get("width")
+        batch = open_batch.get(size)
+        if batch is None or len(batch) == most or None in size:
+            batches.append(batch := [])
+        batch.append(number)
+        open_batch[size] = batch
+    return batches

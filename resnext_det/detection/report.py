@@ -97,18 +97,22 @@ def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> N
     counts = np.array(found["counts"])
     plots.confusion(counts, found["classes"], folder / "confusion.png", title=title)
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
-    mapper, meta, pictures = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name), []
+    mapper, meta = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name)
+    only = [k for k, own in enumerate(meta.thing_classes) if own in found["classes"][:-1]]
+    pictures, titles = [], []
     for worst in found["worst"]:
         record = records[worst["image_id"]]
         output = model.eval()([mapper(record)])[0]
-        boxes, words, colors = labels_of(match(output["instances"], record), meta.thing_classes)
+        matched = match(output["instances"], record, only=only)
+        boxes, words, colors = labels_of(matched, meta.thing_classes)
+        wrong, missed = int((~matched.right).sum()), int(matched.missed.sum())
+        titles += [Path(record["file_name"]).name, f"{wrong} wrong (red), {missed} missed (orange)"]
         image = read_array(record["file_name"])
         drawn = canvas(image, meta).overlay_instances(
             boxes=boxes or None, labels=words, assigned_colors=colors
         )
         pictures += [_truth(image, record, meta), drawn.get_image()]
     if pictures:
-        titles = ["ground truth", "green: right, red: wrong, orange: missed"]
         plots.sheet(pictures, folder / "worst.png", columns=4, titles=titles)
 
 

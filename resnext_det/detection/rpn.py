@@ -3,9 +3,11 @@
 import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.structures import Boxes, Instances
 
 from ..models.precision import autocast
 from .backbone import precision_of
+from .matching import match_anchors
 
 
 @RPN_HEAD_REGISTRY.register()
@@ -23,7 +25,28 @@ class ResNeXtRPNHead(StandardRPNHead):
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class NonSharedRPN(RPN):
+class BoundedRPN(RPN):
+    """Detectron2's RPN, whose memory in training does not grow with the objects of an image."""
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """As Detectron2's: labels (R,) in {-1, 0, 1} and matched boxes (R, 4) of each image."""
+        every, labels, matched = Boxes.cat(anchors), [], []
+        for objects in gt_instances:
+            numbers, found = match_anchors(objects.gt_boxes, every, self.anchor_matcher)
+            if self.anchor_boundary_thresh >= 0:
+                is_inside = every.inside_box(objects.image_size, self.anchor_boundary_thresh)
+                found[~is_inside] = -1
+            labels.append(self._subsample_labels(found))
+            boxes = objects.gt_boxes.tensor
+            matched.append(boxes[numbers] if len(boxes) else torch.zeros_like(every.tensor))
+        return labels, matched
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class NonSharedRPN(BoundedRPN):
     """An RPN trained alone: no proposals are decoded in training, for nothing would use them."""
 
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):

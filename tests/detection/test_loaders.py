@@ -9,13 +9,18 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.structures import BoxMode, Instances, PolygonMasks
 from PIL import Image
 
 from resnext_det.config import get_cfg
 from resnext_det.data.images import read_array
-from resnext_det.detection.loaders import NamingMapper, ProposalMapper
+from resnext_det.detection.loaders import (
+    NamingMapper,
+    ProposalMapper,
+    build_test_loader,
+    of_one_size,
+)
 from resnext_det.errors import InputError
 
 SIZE = (60, 40)  # width, height
@@ -100,8 +105,6 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("mask", [None, "polygon", "bitmask"])
 def test_everything_but_reading_is_detectron2s(cfg, path, order, is_train, crop, mask):
     """Sizes, flips, crops, boxes and masks, for any draw."""
-    if mask == "polygon" and crop and is_train:
-        pytest.importorskip("shapely", reason="Detectron2 crops polygons by it")
     cfg.INPUT.FORMAT, cfg.INPUT.CROP.ENABLED = order, crop
     cfg.INPUT.CROP.SIZE = [0.7, 0.7]
     cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = mask is not None, mask or "polygon"
@@ -237,3 +240,30 @@ def test_the_pixel_limit_holds_in_processes_started_afresh(cfg, path, pixels, mo
             refusal(lambda: answer.get(60), *words)
         else:
             assert answer.get(60)["image"].shape[0] == 3
+
+
+# ---- batches of an evaluation ----
+
+
+def test_batches_of_one_size():
+    lying, standing = {"height": 40, "width": 60}, {"height": 60, "width": 40}
+    records = [lying, standing, lying, lying, standing, {}, {}]
+    assert of_one_size(records, range(7), 2) == [[0, 2], [1, 4], [3], [5], [6]]
+    assert of_one_size(records, [3, 4, 2], 1) == [[3], [4], [2]]
+    assert of_one_size(records, [], 4) == []
+
+
+def test_an_evaluation_pads_nothing(cfg, tmp_path):
+    """Every image comes once, and a batch is of one shape."""
+    records = []
+    for number, size in enumerate([(60, 40), (40, 60), (60, 40), (50, 50), (40, 60)]):
+        picture(size).save(tmp_path / f"{number}.png")
+        records.append({**record_of(tmp_path / f"{number}.png", size=size), "image_id": number})
+    DatasetCatalog.register("mixed_sizes", lambda: records)
+    cfg.TEST.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 4, 0
+    try:
+        batches = list(build_test_loader(cfg, "mixed_sizes"))
+    finally:
+        DatasetCatalog.remove("mixed_sizes")
+    assert [[x["image_id"] for x in batch] for batch in batches] == [[0, 2], [1, 4], [3]]
+    assert all(len({x["image"].shape for x in batch}) == 1 for batch in batches)

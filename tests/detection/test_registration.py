@@ -55,6 +55,7 @@ def backbone_cfg(make_cfg=get_cfg, **resnets):
         (BACKBONE_REGISTRY, "build_resnext_fpn_backbone"),
         (META_ARCH_REGISTRY, "NonSharedRCNN"),
         (ROI_HEADS_REGISTRY, "ResNeXtRes5ROIHeads"),
+        (PROPOSAL_GENERATOR_REGISTRY, "BoundedRPN"),
         (PROPOSAL_GENERATOR_REGISTRY, "NonSharedRPN"),
         (RPN_HEAD_REGISTRY, "ResNeXtRPNHead"),
     ],

@@ -62,7 +62,7 @@ def test_the_rpn_decodes_boxes_in_joint_training(demo_set, start_weights, tmp_pa
     """The non-shared one makes none, for nothing would use them."""
     cfg = make_cfg(demo_set, tmp_path, start_weights, **SHARED)
     names = [type(build_model(stage_cfg(cfg, s)).proposal_generator) for s in ("rpn", "joint")]
-    assert [name.__name__ for name in names] == ["NonSharedRPN", "RPN"]
+    assert [name.__name__ for name in names] == ["NonSharedRPN", "BoundedRPN"]
 
 
 def test_resume_is_exact(demo_set, start_weights, shared, tmp_path, monkeypatch):

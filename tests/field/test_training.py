@@ -107,7 +107,6 @@ def test_a_batch_of_background_alone(stage):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.xfail(strict=True, reason="the overlaps of all anchors and boxes are one matrix")
 def test_memory_of_an_image_with_a_thousand_boxes():
     """At the paper's size no single tensor of the matching has more than 64 MB."""
     cfg = load_cfg(PAPER, ["MODEL.DEVICE", "cpu"])
