@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from ..config import TRAINED, check_detection_solver, check_keys, flatten, override
 from ..data import coco
 from ..data.coco_sets import check_config_sets, check_test_sets
+from ..engine.checkpoint import remove_leftovers
 from ..engine.folders import evaluation_folder, folder_of
 from ..engine.run import record_evaluation, record_run
 from ..errors import InputError
@@ -98,6 +99,7 @@ def _is_finished(cfg: CfgNode, stage: str) -> bool:
 
 
 def _run_stage(cfg: CfgNode, stage: str, resume: bool) -> None:
+    remove_leftovers(stage_files.stage_file(cfg, stage).parent)
     if resume and _is_finished(cfg, stage):
         if stage == "proposals":
             stage_files.check_proposals(cfg)

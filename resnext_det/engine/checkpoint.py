@@ -3,11 +3,14 @@
 import logging
 import os
 import pickle
+import re
+import shutil
 import struct
 from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 
 from ..errors import InputError
 
@@ -16,6 +19,26 @@ logger = logging.getLogger(__name__)
 # What torch's reader raises over the bytes of a file that was cut off or is something else.
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)
 UNREADABLE += (LookupError, TypeError, AttributeError, struct.error)
+# What a run writes aside, in the folder of a stage, with or without the number of its process.
+ASIDE = r"\.(model_.+|train\.safetensors|results\.json|run\.json|last_checkpoint)(\.\d+)?\.tmp"
+PARTS = "train.safetensors.parts"
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what a killed process of the run was writing in ``folder``; other files stay.
+
+    Called by all processes before any of them writes there.
+    """
+    if comm.is_main_process():
+        for path in sorted(Path(folder).glob("*")):
+            if path.name == PARTS and path.is_dir():
+                shutil.rmtree(path)
+            elif re.fullmatch(ASIDE, path.name):
+                path.unlink()
+            else:
+                continue
+            logger.info("%s: left half-written by a process that was killed, removed", path)
+    comm.synchronize()
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -74,4 +97,5 @@ class RunCheckpointer(DetectionCheckpointer):
 
     def periodic(self) -> list[str]:
         """The numbered checkpoints of the folder, oldest first."""
-        return [str(path) for path in sorted(Path(self.save_dir).glob("model_[0-9]*.pth"))]
+        found = sorted(Path(self.save_dir).glob("model_*.pth"))
+        return [str(path) for path in found if re.fullmatch(r"model_\d{7,}", path.stem)]

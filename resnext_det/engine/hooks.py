@@ -2,11 +2,12 @@
 
 import logging
 import math
+import os
 import signal
 from collections.abc import Sequence
 from types import FrameType
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from ..errors import Interrupted
@@ -49,6 +50,42 @@ class LogLosses(HookBase):
             self.losses.flush()
 
 
+class Evaluate(hooks.EvalHook):
+    """Detectron2's, but a run that was stopped in its last step is not scored before it ends.
+
+    `Trainer`'s iteration is ``max_iter`` only where training came to its end; Detectron2 also
+    takes the one before for it, and would score weights that a loss has spoiled.
+    """
+
+    def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:
+            self._eval_after_train = False
+        super().after_train()
+
+
+class WriteMetrics(hooks.PeriodicWriter):
+    """Detectron2's, whose estimate of the time left fails where an iteration is written twice.
+
+    That is when a run is stopped behind an iteration that has just been written.
+    """
+
+    written: int | None = None
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            for writer in self._writers:
+                writer.write()
+            self.written = self.trainer.iter
+
+    def after_train(self) -> None:
+        if self.written != self.trainer.iter:
+            super().after_train()
+            return
+        for writer in self._writers:
+            writer.close()
+
+
 class KeepBest(HookBase):
     """Saves model_best.pth at each evaluation that is better than all before; may end the run.
 
@@ -79,20 +116,21 @@ class KeepBest(HookBase):
                 )
 
     def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
+        if self.trainer.iter >= self.trainer.max_iter:
             self._look()
 
     def _look(self) -> None:
         """All processes judge the main one's figure, so that they stop together."""
+        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)  # the last one done
         value = comm.all_gather(self.trainer.storage.latest().get(self.metric, (math.nan,))[0])[0]
         if not math.isfinite(value):
             logger.warning("%s is no number: no best weights are kept of it", self.metric)
             self.behind += 1
         elif self.best is None or self.sign * value > self.sign * self.best:
-            self.best, self.iteration, self.behind = value, self.trainer.iter, 0
+            self.best, self.iteration, self.behind = value, iteration, 0
             logger.info("best %s so far: %.2f, kept in model_best.pth", self.metric, value)
             if comm.is_main_process():
-                self.checkpointer.save("model_best", iteration=self.trainer.iter)
+                self.checkpointer.save("model_best", iteration=iteration)
         else:
             self.behind += 1
 
@@ -105,7 +143,10 @@ class KeepBest(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint; twice ends now."""
+    """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint; twice ends now.
+
+    Behind the last step all is saved already: there, as outside of training, they end it at once.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     # Several processes must agree to stop; asking each other at every step would cost time.
@@ -115,20 +156,33 @@ class StopOnSignal(HookBase):
         self.checkpointer, self.losses = checkpointer, losses
         self.received: int | None = None
         self.previous: dict[int, object] = {}
+        self.process = os.getpid()
 
     def before_train(self) -> None:
-        for number in self.SIGNALS:
-            self.previous[number] = signal.signal(number, self._receive)
+        if self.trainer.start_iter < self.trainer.max_iter:
+            for number in self.SIGNALS:
+                self.previous[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+        if os.getpid() == self.process:  # data workers have inherited this
+            logger.warning(
+                "%s: the run stops after iteration %d and what is measured behind it, with a "
+                "checkpoint; the same again stops it now",
+                signal.Signals(number).name,
+                self.trainer.iter,
+            )
 
     def after_step(self) -> None:
-        if comm.get_world_size() > 1 and (self.trainer.iter + 1) % self.AGREE_EVERY:
+        done = self.trainer.iter + 1
+        is_last = done == self.trainer.max_iter
+        if comm.get_world_size() > 1 and done % self.AGREE_EVERY and not is_last:
             return
-        if not any(comm.all_gather(self.received is not None)):
+        if is_last:
+            self._restore()
+        if not self.is_asked():
             return
         self.losses.flush()  # weights that a loss has spoiled are not saved
         iteration = self.trainer.iter
@@ -139,5 +193,12 @@ class StopOnSignal(HookBase):
         )
 
     def after_train(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        self._restore()
+
+    def is_asked(self) -> bool:
+        """Whether a signal has come, to any process; asked by all of them."""
+        return any(comm.all_gather(self.received is not None))
+
+    def _restore(self) -> None:
+        while self.previous:
+            signal.signal(*self.previous.popitem())

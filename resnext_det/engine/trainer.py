@@ -15,9 +15,17 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import InputError
+from ..errors import InputError, Interrupted
 from .checkpoint import RunCheckpointer
-from .hooks import KeepBest, LogLosses, SeedEachStep, StopOnSignal, StoppedEarly
+from .hooks import (
+    Evaluate,
+    KeepBest,
+    LogLosses,
+    SeedEachStep,
+    StopOnSignal,
+    StoppedEarly,
+    WriteMetrics,
+)
 from .losses import LossLog, images_of
 
 logger = logging.getLogger(__name__)
@@ -80,7 +88,7 @@ class Trainer(SimpleTrainer):
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter, self.parts = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE
         self.losses, self.left_out = LossLog(cfg.OUTPUT_DIR), 0
-        self.best = None
+        self.best, self.signals = None, StopOnSignal(self.checkpointer, self.losses)
         if best and eval_period:
             self.best = KeepBest(self.checkpointer, eval_period, best, cfg.SOLVER.EARLY_STOP)
         self.register_hooks(self._hooks_from(cfg, evaluate, eval_period))
@@ -95,7 +103,7 @@ class Trainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(optimizer=self.optimizer, scheduler=self.scheduler),
             LogLosses(self.losses, periods),
-            hooks.EvalHook(eval_period, evaluate) if evaluate else None,
+            Evaluate(eval_period, evaluate) if evaluate else None,
             self.best,
             hooks.PeriodicCheckpointer(
                 self.checkpointer,
@@ -105,13 +113,13 @@ class Trainer(SimpleTrainer):
             if main
             else None,
             # Of several evaluations between two lines of metrics.json only the last would be kept.
-            hooks.PeriodicWriter(
+            WriteMetrics(
                 default_writers(cfg.OUTPUT_DIR, self.max_iter),
                 period=min(LOG_PERIOD, eval_period or LOG_PERIOD),
             )
             if main
             else None,
-            StopOnSignal(self.checkpointer, self.losses),
+            self.signals,
         ]
 
     def resume(self) -> int:
@@ -122,10 +130,24 @@ class Trainer(SimpleTrainer):
             return 0
         start = self.checkpointer.load(path)["iteration"] + 1
         logger.info("resumed from %s: going on at iteration %d of %d", path, start, self.max_iter)
+        comm.synchronize()  # no process is reading them any more
         for hook in self._hooks:  # or those of before the interruption would stay for ever
             if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.recent_checkpoints = self.checkpointer.periodic()
+                hook.recent_checkpoints = self._last_checkpoints(start - 1)
         return start
+
+    def _last_checkpoints(self, iteration: int) -> list[str]:
+        """The numbered checkpoints, once no more are left than are kept.
+
+        Each interruption saves one that is out of turn. Those behind ``iteration`` cannot be read,
+        and do not count.
+        """
+        names = self.checkpointer.periodic()
+        good = [name for name in names if int(Path(name).stem.split("_")[1]) <= iteration]
+        for name in good[: -self.cfg.SOLVER.CHECKPOINTS_TO_KEEP]:
+            Path(name).unlink()
+            names.remove(name)
+        return names
 
     def before_train(self) -> None:
         super().before_train()  # the signal handlers first, which the data workers inherit
@@ -162,6 +184,7 @@ class Trainer(SimpleTrainer):
 
     def state_dict(self) -> dict:
         own = {"scaler": self.scaler.state_dict(), "base_lr": self.cfg.SOLVER.BASE_LR}
+        own["iteration"] = min(self.iter, self.max_iter - 1)  # behind the last one it goes on
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -197,6 +220,8 @@ class Trainer(SimpleTrainer):
             self.train(start, self.max_iter)
         except StoppedEarly as stop:
             logger.info("%s", stop)
+            if self.signals.is_asked():
+                raise Interrupted("the same command with --resume goes on") from stop
         finally:
             # Ends the data workers; left to the garbage collector, each one takes five seconds.
             self.data_loader = self._data_loader_iter_obj = None
