@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..config import load_cfg, protocol_of, stored_for_test
 from ..data import augment, sets
 from ..engine.folders import evaluation_folder, folder_of
+from ..engine.memory import peak_memory
 from ..engine.run import record_evaluation, write_json
 from ..engine.sampler import one_thread
 from ..engine.trainer import share_statistics
@@ -49,7 +50,8 @@ def evaluate(cfg: CfgNode, model: Classifier, data: Dataset) -> dict:
     """`ErrorEvaluator`'s results on ``data``, in percent, by the views of DATA.TEST_PROTOCOL."""
     share_statistics(model)
     evaluator = ErrorEvaluator(cfg.DATA.EVAL_CLASSES)
-    results = inference_on_dataset(model, build_test_loader(cfg, data), evaluator)
+    with peak_memory("evaluation"):
+        results = inference_on_dataset(model, build_test_loader(cfg, data), evaluator)
     logger.info(
         "%s; %d images (%s; %s)",
         errors_in_words(results["classification"], len(data.classes), cfg.DATA.EVAL_CLASSES),

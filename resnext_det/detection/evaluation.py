@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from ..data.coco import read_registered
+from ..engine.memory import peak_memory
 from . import scorer_reasons as reasons
 from .confusion import ConfusionEvaluator
 from .loaders import build_test_loader
@@ -146,7 +147,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
         RecallEvaluator(name),
         ConfusionEvaluator(name, boxes.output_dir, classes=cfg.TEST.CLASSES),
     ]
-    results = inference_on_dataset(model, loader, [boxes, *others])
+    with peak_memory("evaluation"):
+        results = inference_on_dataset(model, loader, [boxes, *others])
     if not comm.is_main_process():
         return {}
     curves = Path(boxes.output_dir, "precision.npy")

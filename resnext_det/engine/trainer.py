@@ -27,6 +27,7 @@ from .hooks import (
     WriteMetrics,
 )
 from .losses import LossLog, images_of
+from .memory import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,8 @@ class Trainer(SimpleTrainer):
         start = self.resume() if resume else 0
         self.data_loader = self.build_loader(start * self.parts)
         try:
-            self.train(start, self.max_iter)
+            with peak_memory("training"):
+                self.train(start, self.max_iter)
         except StoppedEarly as stop:
             logger.info("%s", stop)
             if self.signals.is_asked():

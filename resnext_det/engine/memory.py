@@ -1,0 +1,58 @@
+"""How much memory a piece of work needs at most, as the log says it."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_open: list[dict[str, int]] = []  # of each block that runs now: bytes by whose they are
+
+
+@contextlib.contextmanager
+def peak_memory(what: str) -> Iterator[None]:
+    """Log the most memory that was in use at once while the block ran; blocks may lie in blocks.
+
+    Of this process (resident; its data workers have their own) where the system tells it, as Linux
+    does, and of the GPU where one is used.
+
+    Args:
+        what: for the line, as "training".
+    """
+    _begin_anew()
+    _open.append({})
+    try:
+        yield
+    finally:
+        _note()
+        found = [f"{size / 2**30:.2f} GiB of {whose}" for whose, size in _open.pop().items()]
+        if found:
+            logger.info("peak memory of %s: %s", what, ", ".join(found))
+
+
+def _begin_anew() -> None:
+    """Forget the peak of before, which the blocks around keep."""
+    _note()
+    with contextlib.suppress(OSError):  # no such file, or not allowed: the peak is of all before
+        _CLEAR.write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _note() -> None:
+    for whose, size in _peaks():
+        for block in _open:
+            block[whose] = max(size, block.get(whose, 0))
+
+
+def _peaks() -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                yield "this process", int(line.split()[1]) * 1024
+    if torch.cuda.is_initialized():
+        yield "the GPU", torch.cuda.max_memory_allocated()
