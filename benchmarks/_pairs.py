@@ -1,5 +1,6 @@
 """What the benchmarks share: alternated runs, medians with their spread, the machine."""
 
+import functools
 import json
 import os
 import statistics
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from resnext_det.compat import describe_environment
+from resnext_det.engine.run import write_json
 from resnext_det.models.measured import processor
 
 GEMM = 2048  # side of the matrices that the ceiling is measured with
@@ -29,15 +31,27 @@ def alternate(
     Returns:
         {name: {"median", "min", "max"}}, seconds.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    return in_turn(
+        {name: functools.partial(seconds_of, run, device) for name, run in runs.items()}, repeats
+    )
+
+
+def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_turn(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:
+    """As `alternate`, of runs that take their own time and return it (seconds)."""
+    times: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(repeats + 1):
-        for name, run in runs.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
+        for name, measure in measures.items():
+            taken = measure()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(taken)
     return {name: spread(values) for name, values in times.items()}
 
 
@@ -46,6 +60,14 @@ def spread(values: list[float]) -> dict[str, float]:
         "median": round(statistics.median(values), 6),
         "min": round(min(values), 6),
         "max": round(max(values), 6),
+    }
+
+
+def milliseconds(times: dict[str, dict[str, float]], items: int) -> dict[str, dict[str, float]]:
+    """Seconds of a run over so many items as milliseconds an item."""
+    return {
+        name: {key: round(1e3 * value / items, 5) for key, value in found.items()}
+        for name, found in times.items()
     }
 
 
@@ -65,8 +87,8 @@ def ceilings(device: str = "cpu") -> dict[str, float]:
     return found
 
 
-def report(name: str, **values: object) -> None:
-    """Print one JSON object with machine and versions."""
+def report(name: str, *, output: str | None = None, **values: object) -> None:
+    """Print one JSON object with machine and versions; ``output`` names a file for it as well."""
     found = {
         "benchmark": name,
         "machine": machine(),
@@ -75,6 +97,8 @@ def report(name: str, **values: object) -> None:
         **values,
     }
     print(json.dumps(found, indent=1))
+    if output:
+        write_json(output, found)
 
 
 def machine() -> str:
