@@ -13,7 +13,7 @@ BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 CACHES := build *.egg-info .pytest_cache .ruff_cache
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint bench clean help
+.PHONY: setup demo test soak lint audit bench clean help
 
 # The stamp holds the DETECTRON2 it was made with: naming another one runs the setup again,
 # naming none keeps what is installed.
@@ -27,7 +27,9 @@ help:
 	@echo 'make setup   virtual environment with torch, Detectron2 and this package (once)'
 	@echo 'make demo    train and show a small detector (tools/demo.py)'
 	@echo 'make test    the tests, in JOBS processes'
+	@echo 'make soak    a hundred killed runs, ten thousand hostile inputs a reader (an hour)'
 	@echo 'make lint    ruff check and ruff format --check'
+	@echo 'make audit   published advisories about what is installed (network)'
 	@echo 'make bench   every script in benchmarks/'
 	@echo 'make clean   remove .venv and caches; output/ and datasets/ stay'
 	@echo 'variables    VENV=$(VENV)  PYTHON=$(PYTHON)  JOBS=$(JOBS)'
@@ -61,6 +63,13 @@ demo: setup
 # One thread for each process: two that take every core are slower than one.
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS)
+
+soak: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m long tests/soak
+
+audit: setup
+	$(PIP) install pip-audit
+	$(PY) -m pip_audit --skip-editable
 
 lint: setup
 	$(PY) -m ruff check .

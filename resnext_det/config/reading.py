@@ -5,6 +5,7 @@ import re
 from ast import literal_eval
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import yaml
 from detectron2.config import CfgNode
@@ -19,6 +20,8 @@ from .yaml_text import SHOWN, checked, load_yaml, shown, unreadable
 SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 # What a text raises that is no Python literal; the last three where it is nested or built to harm.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+_NEVER = ("null", "NaN", "unprintable")  # kinds of values that no key can have
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, surrogates, line and paragraph ends
 # What the entries of a sequence are that is empty by default. Others' are as in the default.
 _ENTRIES = {"SOLVER.EPOCH_STEPS": "number", "PROPOSALS.FILES": "text"}
 _ENTRIES |= dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), "text")
@@ -177,7 +180,9 @@ def override(cfg: CfgNode, opts: list[str]) -> None:
 
 
 def _check_values(cfg: CfgNode, source: str) -> None:
-    """Refuse what yacs lets pass: null, NaN, and entries of a sequence of another kind."""
+    """Refuse what yacs lets pass: null, NaN, text that no message can show, and entries of a
+    sequence of another kind.
+    """
     declared = flatten(get_cfg())
     for key, value in flatten(cfg).items():
         if (default := declared.get(key)) is None:
@@ -185,7 +190,7 @@ def _check_values(cfg: CfgNode, source: str) -> None:
         kinds = {_kind(entry) for entry in _entries(default)} or {_ENTRIES.get(key)}
         for entry in _entries(value):
             kind = _kind(entry)
-            if kind in ("null", "NaN") or (None not in kinds and kind not in kinds):
+            if kind in _NEVER or (None not in kinds and kind not in kinds):
                 raise InputError(
                     source,
                     f"{key} is {shown(repr(value))}, its default is {default!r}",
@@ -205,7 +210,9 @@ def _kind(value: Any) -> str:
         return "null" if value is None else "NaN"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
-    return "text" if isinstance(value, str) else type(value).__name__
+    if isinstance(value, str):
+        return "unprintable" if any(category(c) in _UNPRINTABLE for c in value) else "text"
+    return type(value).__name__
 
 
 def _merge_file(cfg: CfgNode, path: str) -> None:

@@ -4,8 +4,6 @@ Fields of the .npz (read without pickle): ``train_images``, ``test_images`` uint
 RGB; ``train_labels``, ``test_labels`` integers (N,); ``class_names`` strings, optional.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,11 @@ from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ..errors import InputError
+from .npz import DamagedArrays, load_arrays
+from .user_files import shown
 
 ARCHIVES = {"cifar-10-batches-py": CIFAR10, "cifar-100-python": CIFAR100}
 FIELDS = {"train": "train", "val": "test"}  # our split -> the archives' word for it
-# What NumPy and zipfile raise for a file that is cut short, overwritten or encrypted.
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError)
-_DAMAGED += (zipfile.BadZipFile, zlib.error)
 
 
 class ArraySet(Dataset):
@@ -78,22 +75,15 @@ def read_npz(path: Path, split: str, transform: nn.Module) -> ArraySet:
 
 def _read(path: Path, unread: str) -> dict[str, np.ndarray]:
     """Every field but one; arrays of objects, which would be pickles, are refused."""
-    fields, place = {}, ""
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip file")
-        with np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                place = f", field {name}"
-                if name != unread:
-                    fields[name] = np.asarray(file[name])
-    except _DAMAGED as error:
+        return load_arrays(path, leave_out=unread)
+    except DamagedArrays as error:
+        place = f", field {shown(error.field)}" if error.field else ""
         raise InputError(
             path,
-            f"is not a whole .npz file of arrays{place} ({' '.join(str(error).split())})",
+            f"is not a whole .npz file of arrays{place} ({shown(str(error))})",
             "write it with numpy.savez",
         ) from error
-    return fields
 
 
 def _field(fields: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
@@ -101,7 +91,7 @@ def _field(fields: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
         found = f"{name} is empty" if name in fields else f"has no {name}"
         raise InputError(
             path,
-            f"{found} (read: {', '.join(sorted(fields)) or 'nothing'})",
+            f"{found} (read: {shown(', '.join(sorted(fields))) or 'nothing'})",
             "see resnext_det/data/arrays.py for the fields",
         )
     return fields[name]

@@ -88,10 +88,12 @@ def list_folder(folder: str | Path) -> tuple[list[str], list[str]]:
                 if not entry.name.startswith("."):
                     (folders if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
-        raise InputError(
-            folder, f"cannot be listed ({error.strerror})", "check its permissions"
-        ) from error
+        raise _cannot_be_listed(folder, error) from error
     return sorted(folders), sorted(files)
+
+
+def _cannot_be_listed(folder: str | Path, error: OSError) -> InputError:
+    return InputError(folder, f"cannot be listed ({error.strerror})", "check its permissions")
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -100,8 +102,11 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    """The same for every path that leads to a folder."""
-    status = os.stat(folder)
+    """The same for every path that leads to a folder. Raises InputError as `list_folder`."""
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise _cannot_be_listed(folder, error) from error
     return status.st_dev, status.st_ino
 
 

@@ -5,6 +5,7 @@ and what is left can be counted and drawn. A reader that must not go on calls
 `findings.raise_first`.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,13 @@ def _check_images(
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and not any(c in value for c in "\0\n\r")
+    if not isinstance(value, str) or value == "" or any(c in value for c in "\0\n\r"):
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        return False
+    return True
 
 
 def _side(value: Any) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from .user_files import read_file
 
 PARTS = ("images", "annotations", "categories")
 GIVE_COCO = "give a COCO-format JSON file"
@@ -37,7 +38,7 @@ def parse(json_file: str | Path) -> dict[str, Any]:
     try:
         if path.is_dir():
             raise InputError(json_file, "is a folder", "give the COCO-format JSON file in it")
-        text = path.read_bytes()
+        text = read_file(path)
     except FileNotFoundError as error:
         raise missing_file(json_file) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -18,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..errors import InputError
-from .images import has_transparency
+from .images import IS_PROGRAM, PROGRAMS, has_transparency
+from .user_files import open_file, shown
 
 ORIENTATION = 0x0112  # the EXIF tag
 SWAPPING = (5, 6, 7, 8)  # its values that exchange width and height
@@ -77,10 +78,12 @@ def read_header(path: str, *, decode: bool = False) -> Header:
         decode: read the pixels too.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return Header(error="is empty (0 bytes)")
             image = Image.open(file)
+            if image.format in PROGRAMS:
+                return Header(error=IS_PROGRAM)
             header = Header(
                 *image.size,
                 orientation=_orientation(image),
@@ -93,6 +96,8 @@ def read_header(path: str, *, decode: bool = False) -> Header:
                 header = header._replace(width=image.height, height=image.width)
             if decode or not _has_its_end(file, header.format):
                 image.load()
+            if decode and header.transparent and header.mode == "P":
+                image.convert("RGBA")  # fails where there are more transparencies than colours
             return header
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
@@ -101,7 +106,8 @@ def read_header(path: str, *, decode: bool = False) -> Header:
         return Header(error=_why(path, error))
     # Whatever a damaged file makes a decoder raise: struct.error, SyntaxError, IndexError, ...
     except Exception as error:
-        return Header(error=f"cannot be read as an image ({type(error).__name__}: {error})")
+        found = shown(f"{type(error).__name__}: {error}")
+        return Header(error=f"cannot be read as an image ({found})")
 
 
 def _why(path: str, error: OSError) -> str:
@@ -114,7 +120,7 @@ def _why(path: str, error: OSError) -> str:
             if begin.startswith(first):
                 return what
         return "is of no image format that Pillow knows"
-    return f"cannot be read as an image ({error})"
+    return f"cannot be read as an image ({shown(str(error))})"
 
 
 def _orientation(image: Image.Image, whole: bool = False) -> int:

@@ -2,6 +2,9 @@
 
 A polygon is a list of x, y pairs in pixels; run lengths are COCO's, a string ("counts" compressed)
 or a list. Detectron2's mapper takes polygons with INPUT.MASK_FORMAT "polygon", both with "bitmask".
+
+pycocotools, which draws them, walks along each side of a polygon pixel by pixel, and takes run
+lengths as they come: those that would make it wait without end, or fail, are refused.
 """
 
 import math
@@ -10,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from .coco_boxes import LARGEST
 from .coco_files import Part
 from .findings import STOPS, Findings
 
 FORMATS = ("polygon", "bitmask")
 FEWEST = 6  # numbers of a polygon: three corners
+MOST_PIXELS = 2**32 - 1  # of an image with run lengths: pycocotools counts in uint32
 _NUMBERS = (int, float)
 
 
@@ -24,19 +27,54 @@ def _is_polygon(value: Any) -> bool:
         type(value) is list
         and len(value) >= FEWEST
         and len(value) % 2 == 0
-        and all(type(v) in _NUMBERS and math.isfinite(v) and abs(v) < LARGEST for v in value)
+        and all(type(v) in _NUMBERS and -math.inf < v < math.inf for v in value)
     )
+
+
+def _is_near(polygon: list, size: tuple[int, int]) -> bool:
+    """Whether no corner is farther from an image of (height, width) than its own size."""
+    corners = zip(polygon[::2], polygon[1::2], strict=True)
+    height, width = size
+    return all(-width <= x <= 2 * width and -height <= y <= 2 * height for x, y in corners)
+
+
+def _unpacked(counts: str) -> np.ndarray | None:
+    """Compressed run lengths as int64 (N,); None for a text that is none.
+
+    The code is that of pycocotools' ``rleFrString``: groups of five bits, the lowest first, each in
+    a letter from "0" on with 32 for "more follow"; the sixth of a last group's bits is the sign.
+    From the fourth on a number is the difference from the last but one.
+    """
+    if not counts.isascii():
+        return None
+    letters = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero((letters & 32) == 0)
+    if letters.min() < 0 or letters.max() > 63 or not len(ends) or ends[-1] + 1 != len(letters):
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits: more than any image has pixels
+        return None
+    place = np.arange(len(letters)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((letters & 31) << 5 * place, starts)
+    values -= ((letters[ends] & 16) > 0) * (1 << 5 * lengths)
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values
 
 
 def _run_lengths_fault(value: dict, size: tuple[int, int]) -> str:
     """What is wrong with run lengths of an image of (height, width); "" for nothing."""
-    counts = value.get("counts")
+    counts, pixels = value.get("counts"), size[0] * size[1]
     if value.get("size") != list(size):
         return f"has run lengths for the size {value.get('size')!r:.40}, its image has {list(size)}"
     if isinstance(counts, str) and counts:
-        return ""
-    whole = isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts)
-    if not whole or sum(counts) != size[0] * size[1]:
+        runs = _unpacked(counts)
+        fits = runs is not None and bool((runs >= 0).all()) and int(runs.sum()) == pixels
+    else:
+        whole = isinstance(counts, list) and all(type(c) is int and c >= 0 for c in counts)
+        fits = whole and sum(counts) == pixels
+    if not fits or pixels > MOST_PIXELS:
         return "has run lengths that do not add up to its image"
     return ""
 
@@ -57,6 +95,8 @@ def fault_of(entry: dict, size: tuple[int, int], mask_format: str) -> str:
         return _run_lengths_fault(value, size)
     if not (isinstance(value, list) and all(map(_is_polygon, value))):
         return f"has a segmentation that is no list of polygons ({value!r:.40})"
+    if not all(_is_near(polygon, size) for polygon in value):
+        return "has a polygon that reaches farther from its image than the image is large"
     return ""
 
 

@@ -94,7 +94,7 @@ def _say_missing(
 
 def _hint(name: str, path: str, root: Path, listings: _Listings) -> str:
     """The usual causes of a picture that is not found; "" if it is none of them."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return f"there is no folder {root}"
     others = (
         (root.parent / name, f"it is below {root.parent}: give that as the image folder"),
@@ -102,7 +102,7 @@ def _hint(name: str, path: str, root: Path, listings: _Listings) -> str:
         (root / name.replace("\\", "/"), 'with "/" instead of "\\" it is there'),
     )
     for other, hint in others:
-        if str(other) != path and other.is_file():
+        if str(other) != path and os.path.isfile(other):  # False too for a name that is too long
             return hint
     folder, wanted = os.path.split(path)
     for there in sorted(listings.names(folder)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from .user_files import shown
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ MENDED = "mended"  # put right in memory; the file stays as it is
 NOTICED = "noticed"  # nothing is changed; worth knowing
 SEVERITIES = (STOPS, DROPPED, MENDED, NOTICED)
 EXAMPLES = 3
+LONGEST = 600  # characters of an entry's name, of what is found with it, or of a path, as shown
 TOOL = "python tools/check_data.py"
 
 
@@ -76,8 +78,8 @@ class Findings:
         if len(entries) == 0:
             return
         first = [int(number) for number in entries[:EXAMPLES]]
-        told = [say(number) for number in first]
-        places = [f" ({picture(number)})" if picture else "" for number in first]
+        told = [tuple(shown(text, LONGEST) for text in say(number)) for number in first]
+        places = [f" ({shown(picture(number), LONGEST)})" if picture else "" for number in first]
         examples = [f"{told[n][0]}{places[n]} {told[n][1]}" for n in range(len(first))]
         self.all.append(
             Finding(
@@ -115,7 +117,7 @@ def raise_first(findings: Iterable[Finding], command: str) -> None:
     note = f" (there are {' and '.join(more)}: `{command}` lists all)" if more else ""
     if first.picture:
         found = f"it is {first.entry} of {first.file} and {first.found}{note}"
-        raise InputError(first.picture, found, first.mend)
+        raise InputError(shown(first.picture, LONGEST), found, first.mend)
     raise InputError(first.file, f"{first.entry} {first.found}{note}", first.mend)
 
 

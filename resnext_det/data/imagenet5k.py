@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from .lists import write_list
+from .user_files import read_file, shown
 
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a noun, as ImageNet names its folders
 SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMG_EXTENSIONS)
@@ -138,7 +139,7 @@ def read_wnids(path: str | Path) -> list[str]:
             or repeats one.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             path, f"cannot be read as a text file ({error})", "write one wnid a line"
@@ -149,7 +150,9 @@ def read_wnids(path: str | Path) -> list[str]:
         if word in wnids or (word and not WNID.fullmatch(word)):
             where = f" (so is line {wnids[word]})" if word in wnids else ""
             raise InputError(
-                path, f'line {number} is "{line[:60]}"{where}', "write one wnid a line (n01440764)"
+                path,
+                f'line {number} is "{shown(line, 60)}"{where}',
+                "write one wnid a line (n01440764)",
             )
         if word:
             wnids[word] = number

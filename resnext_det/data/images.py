@@ -9,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
+from .user_files import require_regular, shown
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PROGRAMS = ("EPS",)  # Pillow has Ghostscript run it, where that is installed
+IS_PROGRAM = "it is PostScript, a program, not a picture"
 RANGELESS = ("I", "F")  # Pillow's 32-bit integers (but see `is_deep`) and floats
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _DEPTH_16 = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -50,7 +53,11 @@ def read_rgb(source: str | Path | bytes, name: str | Path | None = None) -> Imag
         with warnings.catch_warnings():
             # Above half the limit Pillow warns without a name; only above the limit it refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if not isinstance(source, bytes):
+                require_regular(source)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.format in PROGRAMS:
+                    raise _unreadable(name, IS_PROGRAM, "convert it to PNG or JPEG")
                 image.load()  # before the tag is asked for: some formats are turned by this
                 return to_rgb(_upright(image), image.format, name)
     except InputError:
@@ -89,7 +96,7 @@ def _unreadable(name: str | Path, reason: str, mend: str) -> InputError:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return shown(" ".join(str(error).split())) or type(error).__name__
 
 
 def _reason(error: Exception, source: str | Path | bytes) -> str:

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from .images import read_rgb
+from .user_files import read_file, shown
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def read_list(path: str | Path) -> tuple[Entries, list[str]]:
             that no class has, or with a path that leaves the folder (".." or absolute).
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise InputError(
             path,
@@ -207,7 +208,7 @@ def _header(content: bytes, path: str | Path) -> tuple[list[str], int | None, in
 
 
 def _short(line: str) -> str:
-    return f'"{line}"' if len(line) <= 80 else f'"{line[:80]}" ...'
+    return f'"{shown(line, 80)}"'
 
 
 def _refuse(

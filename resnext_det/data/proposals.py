@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from .user_files import shown
 
 FORMAT = "resnext_det proposals 1"
 BOX_MODE = "XYXY_ABS"
@@ -192,7 +193,7 @@ class ProposalFile:
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(
                 self.path,
-                f"is not a whole proposal file ({error})",
+                f"is not a whole proposal file ({shown(str(error))})",
                 f"{MAKE}; a pickle of Detectron's: dump_proposals.py --from",
             ) from error
         self._check(ids)
@@ -235,12 +236,19 @@ class ProposalFile:
         return len(self._row)
 
     def __getitem__(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """boxes float32 (N, 4) XYXY in original pixels, objectness_logits float32 (N,)."""
+        """boxes float32 (N, 4) XYXY in original pixels, objectness_logits float32 (N,).
+
+        Raises InputError where one of them is not finite.
+        """
         i = self._row[int(image_id)]
         rows = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
         if rows.start == rows.stop:  # safetensors refuses an empty slice at the file's end
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-        return self._boxes[rows], self._logits[rows]
+        boxes, logits = self._boxes[rows], self._logits[rows]
+        if not (np.isfinite(boxes).all() and np.isfinite(logits).all()):
+            found = f"image {image_id} holds a value that is not finite"
+            raise InputError(self.path, found, f"take it out, or {MAKE}")
+        return boxes, logits
 
     @property
     def image_ids(self) -> list[int]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError
+from .user_files import open_file, shown
 
 IMAGES, LABEL = ("jpg", "jpeg", "png", "webp"), "cls"
 _DIGITS = re.compile(rb"\s*(\d{1,9})\s*")
 _LONGEST_LABEL = 32  # bytes
-_SHOWN = 200  # letters of a name in a message
 _DAMAGED_TAR = (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError, RecursionError)
 _DAMAGED_TAR += (LookupError,)
 _AGAIN = "write or copy the shard again"
@@ -32,7 +32,7 @@ def read_shard(path: str | Path) -> Iterator[tuple[int, int, int]]:
             kind, or is a label other than up to nine digits.
     """
     try:
-        file = open(path, "rb")
+        file = open_file(path)
     except OSError as error:
         raise cannot_be_read(path, error) from error
     with file:
@@ -81,12 +81,6 @@ def _members(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 def _bad_member(path: str | Path, name: str, found: str, mend: str = _AGAIN) -> InputError:
     return InputError(path, f"member {shown(name)} {found}", mend)
-
-
-def shown(name: str) -> str:
-    """A member's name as one line of text, which a hostile archive may not give."""
-    name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
 
 
 def _check_member(path: str | Path, member: tarfile.TarInfo, end: int) -> None:

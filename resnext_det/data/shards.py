@@ -20,8 +20,6 @@ import logging
 import os
 import re
 import tarfile
-import zipfile
-import zlib
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -36,7 +34,9 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from .class_folders import list_folder
 from .images import read_rgb
-from .shard_files import cannot_be_read, read_shard, shown
+from .npz import DamagedArrays, load_arrays
+from .shard_files import cannot_be_read, read_shard
+from .user_files import read_file, shown
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,6 @@ FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 _SPLIT = re.compile(r"(?:^|[-_.])(train|val)", re.IGNORECASE)
 _TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
 _MOST_OPEN = 128  # shards that a process holds open
-# What tarfile and NumPy raise for files that are cut short, overwritten or made to do harm.
-_DAMAGED_INDEX = (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError)
-_DAMAGED_INDEX += (zipfile.BadZipFile, zlib.error)
 _AGAIN = "write or copy the shard again"
 
 
@@ -151,16 +148,15 @@ def _rows(number: int, path: Path) -> np.ndarray:
 
 def _from_cache(cache: Path, facts: dict[str, np.ndarray]) -> np.ndarray | None:
     """The table, if the cache is whole and of just these shards."""
-    try:
-        if not zipfile.is_zipfile(cache):
-            return None
-        with np.load(cache, allow_pickle=False) as file:
-            found = {name: file[name] for name in (*facts, "table")}
-    except _DAMAGED_INDEX as error:
-        logger.warning("%s is damaged (%s) and is made anew", cache, error)
+    if not cache.is_file():
         return None
-    table = found["table"]
-    is_same = all(np.array_equal(found[name], value) for name, value in facts.items())
+    try:
+        found = load_arrays(cache)
+    except DamagedArrays as error:
+        logger.warning("%s is damaged (%s) and is made anew", cache, shown(str(error)))
+        return None
+    table = found.get("table", np.empty(0))
+    is_same = all(np.array_equal(found.get(name), value) for name, value in facts.items())
     return table if is_same and _is_table(table, facts["sizes"]) else None
 
 
@@ -288,7 +284,7 @@ def _numbered_classes(root: Path) -> list[str]:
 
 def _read_classes(path: Path) -> list[str]:
     try:
-        names = path.read_text("utf-8-sig").split("\n")
+        names = read_file(path).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             path, f"cannot be read ({error})", "write UTF-8, a class a line"
@@ -298,7 +294,7 @@ def _read_classes(path: Path) -> list[str]:
     lines: dict[str, int] = {}
     for number, name in enumerate(map(str.strip, names), 1):
         if not name or name in lines:
-            found = f'"{name}", as is line {lines[name]}' if name else "empty"
+            found = f'"{shown(name)}", as is line {lines[name]}' if name else "empty"
             raise InputError(path, f"line {number} is {found}", "write one class a line")
         lines[name] = number
     if not lines:

@@ -140,6 +140,6 @@ def _open(path: str | Path):
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             path,
-            f"is not a whole safetensors file ({error})",
+            f"is not a whole safetensors file ({phrase(error)})",
             "copy, download or train it again",
         ) from error

@@ -8,6 +8,7 @@ stands for a few lines of ours. Instructions as in the standard library's `pickl
 """
 
 import mmap
+import os
 import pickletools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,8 @@ def phrase(error: object) -> str:
 @contextmanager
 def mapped(path: str | Path) -> Iterator[mmap.mmap]:
     """The file's bytes, not copied; a read beyond the end gives what there is."""
+    if not os.path.isfile(path) and os.path.exists(path):  # a pipe would wait for a writer
+        raise Refused("is no file", "give the file itself")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         yield view
 

@@ -35,7 +35,7 @@ def write(folder, segmentation, **fields):
         (POLYGON, "polygon", {}),
         (POLYGON, "bitmask", {}),
         (RUNS, "bitmask", {}),
-        ({"size": [10, 12], "counts": "PPYo0"}, "bitmask", {}),
+        ({"size": [10, 12], "counts": "d0n0V2"}, "bitmask", {}),
         (RUNS, "polygon", {"iscrowd": 1}),  # no crowd is trained on
     ],
 )

@@ -11,10 +11,10 @@ from detectron2.modeling import build_model
 
 from resnext_det.config import flatten, get_cfg, load_cfg
 from resnext_det.detection import apply_record
-from resnext_det.detection.weights_setup import WITH_STATISTICS
 from resnext_det.errors import InputError
 from resnext_det.models import build_resnext
 from resnext_det.weights import WeightsRecord, load_weights, read_record, save_weights
+from resnext_det.weights.fit import WITH_STATISTICS
 
 X50 = {
     "depth": 50,

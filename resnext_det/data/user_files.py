@@ -1,0 +1,42 @@
+"""Files of users, opened only where they are files, and what is quoted of them in a message."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+SHOWN = 200  # characters of a text in a message
+_OTHERS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+_OTHERS |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
+
+
+def require_regular(path: str | Path) -> None:
+    """Raises OSError, whose ``strerror`` says why, where reading ``path`` might never end.
+
+    That is a pipe, which waits for a writer, or a device such as /dev/zero. A folder passes: to
+    open it is an error of its own.
+    """
+    kind = _OTHERS.get(stat.S_IFMT(os.stat(path).st_mode))
+    if kind:
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A file, opened for reading bytes. Raises OSError as `open` and `require_regular` do."""
+    require_regular(path)
+    return open(path, "rb")
+
+
+def read_file(path: str | Path) -> bytes:
+    """A file's content. Raises OSError as `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def shown(text: str, most: int = SHOWN) -> str:
+    """A text out of a file as one line that any terminal can show; what is left out is "..."."""
+    cut = text[: most + 1]
+    if not cut.isprintable():  # control characters, line ends of any kind, lone surrogates
+        cut = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in cut)
+    return cut if len(cut) <= most else f"{cut[:most]}..."
