@@ -22,6 +22,7 @@ SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 _NEVER = ("null", "NaN", "unprintable")  # kinds of values that no key can have
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, surrogates, line and paragraph ends
+_LONGEST_TEXT = 1000  # characters; a path of more is none that people type
 # What the entries of a sequence are that is empty by default. Others' are as in the default.
 _ENTRIES = {"SOLVER.EPOCH_STEPS": "number", "PROPOSALS.FILES": "text"}
 _ENTRIES |= dict.fromkeys(("DATASETS.TRAIN", "DATASETS.TEST"), "text")
@@ -211,7 +212,8 @@ def _kind(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     if isinstance(value, str):
-        return "unprintable" if any(category(c) in _UNPRINTABLE for c in value) else "text"
+        odd = len(value) > _LONGEST_TEXT or any(category(c) in _UNPRINTABLE for c in value)
+        return "unprintable" if odd else "text"
     return type(value).__name__
 
 
