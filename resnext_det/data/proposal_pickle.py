@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import InputError
 from .proposals import ProposalFile, written_aside
+from .user_files import shown
 
 OLD_NAMES = {"indexes": "ids", "scores": "objectness_logits"}
 XYXY_ABS, XYWH_ABS = 0, 1  # values of Detectron2's BoxMode
@@ -64,7 +65,7 @@ def _fields(path: str | Path, content: Any) -> dict:
 
 
 def _some(fields: dict) -> str:
-    names = [f"{name!s:.20}" for name in fields]
+    names = [shown(str(name), 20) for name in fields]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 

@@ -55,16 +55,16 @@ def _save(report: Report, seed: int, folder: Path) -> None:
                 shutil.copy(path, folder / f"{report.reader}-{number}{path.suffix}")
 
 
-def table(reports: list[Report]) -> str:
-    """For people: a row a reader."""
-    head = f"{'reader':10}{'inputs':>8}{'results':>9}{'InputErrors':>13}{'kinds':>7}{'holes':>7}"
-    rows = [head + f"{'slowest':>10}{'memory':>9}{'seconds':>9}"]
-    rows += [
-        f"{r.reader:10}{r.inputs:8}{r.results:9}{r.input_errors:13}{len(r.mends):7}{len(r.holes):7}"
-        f"{r.slowest:8.2f} s{r.largest >> 20:5} MiB{r.seconds:9.1f}"
-        for r in reports
-    ]
-    return "\n".join(rows)
+HEAD = f"{'reader':10}{'inputs':>8}{'results':>9}{'InputErrors':>13}{'kinds':>7}{'holes':>7}"
+HEAD += f"{'slowest':>10}{'memory':>9}{'seconds':>9}"
+
+
+def row(r: Report) -> str:
+    """For people: a report below `HEAD`, and a line for each of its first holes."""
+    text = f"{r.reader:10}{r.inputs:8}{r.results:9}{r.input_errors:13}{len(r.mends):7}"
+    text += f"{len(r.holes):7}{r.slowest:8.2f} s{r.largest >> 20:5} MiB{r.seconds:9.1f}"
+    holes = [f"  {r.reader} {number}: {hole}" for number, hole in r.holes.items()]
+    return "\n".join([text, *holes[:SHOWN]])
 
 
 def main() -> int:
@@ -78,17 +78,16 @@ def main() -> int:
     parser.add_argument("--corpus", type=Path, help="read the files of this folder as well")
     args = parser.parse_args()
     reports: list[Report] = []
+    print(HEAD)
     for name in args.readers:
         if args.corpus:
             reports.append(replay(args.corpus, name))
+            print(row(reports[-1]), flush=True)
         if args.inputs:
             reports.append(fuzz(READERS[name], args.inputs, args.seed, args.first))
+            print(row(reports[-1]), flush=True)
             if args.save:
                 _save(reports[-1], args.seed, args.save)
-    print(table(reports))
-    for report in reports:
-        for number, hole in list(report.holes.items())[:SHOWN]:
-            print(f"  {report.reader} {number}: {hole}")
     if args.json:
         args.json.write_text(json.dumps([vars(r) for r in reports], indent=1))
     return int(any(report.holes for report in reports))
