@@ -26,6 +26,22 @@ class InputError(ValueError):
         return type(self), (self.file, self.found, self.mend)
 
 
+SHOWN = 200  # characters of a file's own text in a message
+
+
+def shown(text: str, most: int = SHOWN) -> str:
+    """A text out of a file as one line that any terminal can show; what is left out is "..."."""
+    cut = text[: most + 1]
+    if not cut.isprintable():  # control characters, line ends of any kind, lone surrogates
+        cut = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in cut)
+    return cut if len(cut) <= most else f"{cut[:most]}..."
+
+
+def one_line(value: object) -> str:
+    """An error's or a value's text, however many lines it has, as `shown`."""
+    return shown(" ".join(str(value).split()))
+
+
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (SIGINT, SIGTERM) and has saved its state."""
 

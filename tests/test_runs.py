@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_classifier import TINY_CLASSIFIER
 
 from resnext_det import runs
 from resnext_det.classification import trainer
@@ -20,12 +21,7 @@ DETECT = ROOT / "configs" / "demo" / "detection.yaml"
 IMAGENET = ROOT / "configs" / "imagenet" / "X50_32x4d.yaml"
 COCO = ROOT / "configs" / "faster_rcnn_X50_32x4d.yaml"
 TINY = {
-    "MODEL.PRECISION": "fp32",
-    "MODEL.RESNETS.NUM_GROUPS": 4,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.WIDTH_MULTIPLIER": 0.125,
-    "DATA.CROP_SIZE": 32,
-    "DATA.RESIZE_SIZE": 32,
+    **TINY_CLASSIFIER,
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 32,
     "SOLVER.MAX_EPOCHS": 1.0,

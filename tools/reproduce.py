@@ -11,8 +11,9 @@ from pathlib import Path
 from resnext_det.classification import cardinality, studies
 from resnext_det.config import load_cfg
 from resnext_det.data import sets
+from resnext_det.engine.folders import make_folder
 from resnext_det.engine.logs import log_to
-from resnext_det.engine.run import make_folder, start_run
+from resnext_det.engine.run import start_run
 from resnext_det.errors import InputError, exit_cleanly
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from ..engine.checkpoint import RunCheckpointer
 from ..errors import InputError
 from ..models import Architecture
 from ..weights import WeightsRecord, load_all, read_record, read_weights
-from ..weights.fit import KEYS, NORM, are_near, check_fit, check_norm, conflict
+from ..weights.fit import KEYS, NORM, agree, check_fit, check_norm, conflict
 from .classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def check_contradiction(
     if whole:
         said |= {*KEYS.values(), *(key for key in PIXELS if now[key] != default[key])}
     for key, theirs in _recorded(record).items():
-        if key in said and not _agree(now[key], theirs):
+        if key in said and not agree(theirs, now[key]):
             raise conflict(key, now[key], theirs, cfg.MODEL.WEIGHTS)
 
 
@@ -74,10 +74,6 @@ def tell_other_sizes(cfg: CfgNode, record: WeightsRecord) -> None:
         if stored[key] != cfg.DATA[key]:
             text = "DATA.%s is %r here, the run of these weights had %r"
             logger.info(text, key, cfg.DATA[key], stored[key])
-
-
-def _agree(ours: Any, theirs: Any) -> bool:
-    return are_near(ours, theirs) if isinstance(theirs, list) else ours == theirs
 
 
 def initial_weights(cfg: CfgNode, resume: bool) -> str:
@@ -107,7 +103,7 @@ def check_initial(cfg: CfgNode, path: str) -> None:
     now = flatten(cfg)
     check_norm(now[NORM], record, path)
     for key, theirs in _recorded(record).items():
-        if not _agree(now[key], theirs):
+        if not agree(theirs, now[key]):
             raise conflict(key, now[key], theirs, path)
 
 

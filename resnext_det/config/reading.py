@@ -10,11 +10,11 @@ from unicodedata import category
 import yaml
 from detectron2.config import CfgNode
 
-from ..errors import InputError
+from ..errors import SHOWN, InputError, one_line
 from .checks import check_cfg
 from .keys import get_cfg
 from .views import flatten, nearest_key
-from .yaml_text import SHOWN, checked, load_yaml, shown, unreadable
+from .yaml_text import checked, load_yaml, unreadable
 
 # As engine.batch.FOLLOWING has them, which may not be imported; tests/test_config.py compares.
 SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
@@ -35,7 +35,7 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
         )
     text = str(error.args[0]) if error.args else str(error)
     if "Non-existent" in text:
-        key = shown(text.split(":")[-1].strip().split(" ")[-1])
+        key = one_line(text.split(":")[-1].strip().split(" ")[-1])
         return InputError(
             source, f"there is no config key {key}", f"did you mean {nearest_key(cfg, key)}?"
         )
@@ -44,8 +44,10 @@ def _merge_error(cfg: CfgNode, source: str, error: Exception) -> InputError:
     if mismatch:  # yacs prints all keys of a group
         value, key = mismatch.groups()
         default = repr(flatten(cfg)[key]) if key in flatten(cfg) else "a group of keys"
-        text = f"{key} is {shown(value)}, its default is {default}"
-    return InputError(source, shown(text), "give the key a value of its own type (text in quotes)")
+        text = f"{key} is {one_line(value)}, its default is {default}"
+    return InputError(
+        source, one_line(text), "give the key a value of its own type (text in quotes)"
+    )
 
 
 def _as_declared(declared: Any, value: Any) -> Any:
@@ -88,7 +90,7 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
     if key not in declared:
         raise InputError(
             "command line",
-            f"there is no config key {shown(key)}",
+            f"there is no config key {one_line(key)}",
             f"did you mean {nearest_key(cfg, key[:SHOWN])}?",
         )
     if isinstance(declared[key], str):
@@ -100,7 +102,7 @@ def _merge_override(cfg: CfgNode, key: str, text: str) -> None:
     except (KeyError, AssertionError, *_NO_LITERAL) as error:
         raise InputError(
             "command line",
-            f"{key} is {shown(repr(text))}, its default is {flatten(get_cfg())[key]!r}",
+            f"{key} is {one_line(repr(text))}, its default is {flatten(get_cfg())[key]!r}",
             "give a value of the same type",
         ) from error
 
@@ -172,7 +174,7 @@ def override(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise InputError(
             "command line",
-            f"the override {shown(opts[-1])} has no value",
+            f"the override {one_line(opts[-1])} has no value",
             "write overrides as KEY VALUE pairs",
         )
     for key, text in zip(opts[::2], opts[1::2], strict=True):
@@ -194,7 +196,7 @@ def _check_values(cfg: CfgNode, source: str) -> None:
             if kind in _NEVER or (None not in kinds and kind not in kinds):
                 raise InputError(
                     source,
-                    f"{key} is {shown(repr(value))}, its default is {default!r}",
+                    f"{key} is {one_line(repr(value))}, its default is {default!r}",
                     "give the key a value of its own type (text in quotes)",
                 )
 

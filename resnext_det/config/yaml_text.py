@@ -12,25 +12,19 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 LARGEST = 256 << 10  # bytes of a file; all keys of a run take 15 kB
 MOST_VALUES = 20_000  # with every alias counted as what it stands for
 DEEPEST = 20  # mappings and lists in each other
 MOST_FILES = 50  # that a config is put together from
-SHOWN = 200  # characters of a text in a message
-
-
-def shown(value: Any) -> str:
-    """A value, an error or a text as one short line that any terminal can show."""
-    text = " ".join(str(value).split())[: SHOWN + 1]
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def unreadable(source: str, reason: Any) -> InputError:
     """For a text that is no YAML, or more of it than a config needs."""
-    return InputError(source, f"not readable as a YAML config ({shown(reason)})", "mend the file")
+    return InputError(
+        source, f"not readable as a YAML config ({one_line(reason)})", "mend the file"
+    )
 
 
 def load_yaml(path: str) -> Any:
@@ -59,7 +53,7 @@ def _read(path: str, first: str) -> str:
     """A file's text; ``first`` is the one whose ``_BASE_`` led here."""
     if not os.path.isfile(path):  # False as well for names that no file can have
         found = "an address" if "://" in path else "no file that is there"
-        found = f"its _BASE_ {shown(path)} is {found}"
+        found = f"its _BASE_ {one_line(path)} is {found}"
         raise InputError(first, found, "name a YAML file, relative to the file that names it")
     try:
         with open(path, "rb") as file:

@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .npz import DamagedArrays, load_arrays
-from .user_files import shown
 
 ARCHIVES = {"cifar-10-batches-py": CIFAR10, "cifar-100-python": CIFAR100}
 FIELDS = {"train": "train", "val": "test"}  # our split -> the archives' word for it

@@ -17,9 +17,9 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .images import IS_PROGRAM, PROGRAMS, has_transparency
-from .user_files import open_file, shown
+from .user_files import open_file
 
 ORIENTATION = 0x0112  # the EXIF tag
 SWAPPING = (5, 6, 7, 8)  # its values that exchange width and height

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
-from .user_files import shown
+from ..errors import InputError, shown
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .lists import write_list
-from .user_files import read_file, shown
+from .user_files import read_file
 
 WNID = re.compile(r"n\d{8}")  # WordNet's number of a noun, as ImageNet names its folders
 SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMG_EXTENSIONS)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..errors import InputError
-from .user_files import require_regular, shown
+from ..errors import InputError, one_line
+from .user_files import require_regular
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _unreadable(name: str | Path, reason: str, mend: str) -> InputError:
 
 
 def _one_line(error: Exception) -> str:
-    return shown(" ".join(str(error).split())) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def _reason(error: Exception, source: str | Path | bytes) -> str:

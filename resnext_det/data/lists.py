@@ -23,9 +23,9 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .images import read_rgb
-from .user_files import read_file, shown
+from .user_files import read_file
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .proposals import ProposalFile, written_aside
-from .user_files import shown
 
 OLD_NAMES = {"indexes": "ids", "scores": "objectness_logits"}
 XYXY_ABS, XYWH_ABS = 0, 1  # values of Detectron2's BoxMode

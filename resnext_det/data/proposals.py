@@ -21,8 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..errors import InputError
-from .user_files import shown
+from ..errors import InputError, shown
 
 FORMAT = "resnext_det proposals 1"
 BOX_MODE = "XYXY_ABS"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import InputError
-from .user_files import open_file, shown
+from ..errors import InputError, shown
+from .user_files import open_file
 
 IMAGES, LABEL = ("jpg", "jpeg", "png", "webp"), "cls"
 _DIGITS = re.compile(rb"\s*(\d{1,9})\s*")

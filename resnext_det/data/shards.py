@@ -31,12 +31,12 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .class_folders import list_folder
 from .images import read_rgb
 from .npz import DamagedArrays, load_arrays
 from .shard_files import cannot_be_read, read_shard
-from .user_files import read_file, shown
+from .user_files import read_file
 
 logger = logging.getLogger(__name__)
 

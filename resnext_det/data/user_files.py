@@ -1,4 +1,4 @@
-"""Files of users, opened only where they are files, and what is quoted of them in a message."""
+"""Files of users, opened only where they are files."""
 
 import errno
 import os
@@ -6,7 +6,6 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-SHOWN = 200  # characters of a text in a message
 _OTHERS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 _OTHERS |= dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "a device")
 
@@ -32,11 +31,3 @@ def read_file(path: str | Path) -> bytes:
     """A file's content. Raises OSError as `open_file`."""
     with open_file(path) as file:
         return file.read()
-
-
-def shown(text: str, most: int = SHOWN) -> str:
-    """A text out of a file as one line that any terminal can show; what is left out is "..."."""
-    cut = text[: most + 1]
-    if not cut.isprintable():  # control characters, line ends of any kind, lone surrogates
-        cut = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in cut)
-    return cut if len(cut) <= most else f"{cut[:most]}..."

@@ -60,17 +60,20 @@ class BoundedRPN(RPN):
     ) -> list[Instances]:
         """As Detectron2's: the proposals of each image, best first."""
         logits, *others = pred_objectness_logits
-        is_simple = not others and logits.device.type == "cpu" and not torch.jit.is_tracing()
-        scores, places = logits.topk(min(logits.shape[1], self.pre_nms_topk[self.training]), dim=1)
-        every = self._decode_proposals(anchors, pred_anchor_deltas)[0] if is_simple else logits
-        if not (is_simple and every.isfinite().all() and scores.isfinite().all()):
-            return super().predict_proposals(
-                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
-            )
-        most = self.post_nms_topk[self.training]
+        if not others and logits.device.type == "cpu" and not torch.jit.is_tracing():
+            (boxes,) = self._decode_proposals(anchors, pred_anchor_deltas)
+            if boxes.isfinite().all() and logits.isfinite().all():
+                return self._best_of_one_feature(boxes, logits, image_sizes)
+        return super().predict_proposals(
+            anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+        )
+
+    def _best_of_one_feature(self, boxes, logits, image_sizes) -> list[Instances]:
+        reaching, most = (n[self.training] for n in (self.pre_nms_topk, self.post_nms_topk))
+        scores, places = logits.topk(min(logits.shape[1], reaching), dim=1)
         return [
-            best_proposals(boxes[own], score, size, self.nms_thresh, most, self.min_box_size)
-            for boxes, own, score, size in zip(every, places, scores, image_sizes, strict=True)
+            best_proposals(every[own], score, size, self.nms_thresh, most, self.min_box_size)
+            for every, own, score, size in zip(boxes, places, scores, image_sizes, strict=True)
         ]
 
 

@@ -6,7 +6,6 @@ must agree with it. So nobody types pixel statistics by hand, and a wrong pair c
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
@@ -14,13 +13,9 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from ..config import flatten, get_cfg, set_key
 from ..models import Architecture
 from ..weights import WeightsRecord
-from ..weights.fit import KEYS, NORM, are_near, check_norm, conflict
+from ..weights.fit import KEYS, NORM, agree, check_norm, conflict
 
 logger = logging.getLogger(__name__)
-
-
-def _same(first: Any, second: Any) -> bool:
-    return are_near(first, second) if isinstance(first, list | tuple) else first == second
 
 
 def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> None:
@@ -44,9 +39,9 @@ def apply_record(cfg: CfgNode, record: WeightsRecord, source: str | Path) -> Non
         "MODEL.RESNETS.STRIDE_IN_1X1": record.stride_in_1x1,
     }
     for key, value in settable.items():
-        if _same(now[key], value):
+        if agree(now[key], value):
             continue
-        if not _same(now[key], default[key]):
+        if not agree(now[key], default[key]):
             raise conflict(key, now[key], value, source)
         logger.info("%s set to %s, as %s records", key, value, source)
         set_key(cfg, key, value)

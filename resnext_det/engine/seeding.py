@@ -8,7 +8,7 @@ the number of data workers does not matter.
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,21 +21,22 @@ def _mix(*numbers: int) -> int:
 
 def seed_all(*numbers: int) -> None:
     """Seed Python, NumPy and torch from any number of non-negative integers."""
+    _seed(torch.manual_seed, numbers)
+
+
+def _seed(seed_torch: Callable[[int], object], numbers: tuple[int, ...]) -> None:
     seed = _mix(*numbers)
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_torch(seed)
 
 
 @contextlib.contextmanager
 def own_stream(*numbers: int) -> Iterator[None]:
     """Run a block with the CPU's streams as `seed_all` sets them, then put them back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = _mix(*numbers)
-    random.seed(seed)
-    np.random.seed(seed)
     # torch.manual_seed also prepares CUDA, at 0.2 ms a sample, and would not be undone there.
-    torch.default_generator.manual_seed(seed)
+    _seed(torch.default_generator.manual_seed, numbers)
     try:
         yield
     finally:

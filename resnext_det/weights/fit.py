@@ -33,6 +33,11 @@ def are_near(first: Sequence[float], second: Sequence[float]) -> bool:
     )
 
 
+def agree(first: Any, second: Any) -> bool:
+    """Whether two values of a field or key are the same; of lists of numbers, rounding apart."""
+    return are_near(first, second) if isinstance(first, list | tuple) else first == second
+
+
 def check_fit(model: nn.Module, record: WeightsRecord, path: str | Path) -> None:
     """Compare all that a model knows of itself with a file's record.
 
@@ -45,7 +50,7 @@ def check_fit(model: nn.Module, record: WeightsRecord, path: str | Path) -> None
         InputError: names the file, the field, both values and the mend.
     """
     for field, theirs, ours, key, place in _compared(model, record):
-        if not (are_near(theirs, ours) if isinstance(theirs, list) else theirs == ours):
+        if not agree(theirs, ours):
             argument = f" (build_resnext: {field}={theirs!r})" if field in KEYS else ""
             raise InputError(
                 path,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_classifier import TINY_CLASSIFIER
 
 from resnext_det.classification import trainer
 from resnext_det.classification.classifier import build_classifier
@@ -24,12 +25,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "demo" / "classification.yaml"
 NAMES = ["cross", "cube", "leaf", "mug", "ring", "star"]  # conftest's demo set
 TINY = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.PRECISION": "fp32",
-    "MODEL.RESNETS.NUM_GROUPS": 4,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.WIDTH_MULTIPLIER": 0.125,
-    "DATA.CROP_SIZE": 32,
-    "DATA.RESIZE_SIZE": 32,
+    **TINY_CLASSIFIER,
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 8,
     "SOLVER.MAX_EPOCHS": 0.0,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_classifier import TINY_CLASSIFIER
 
 from resnext_det.classification import classifier, evaluation, trainer
 from resnext_det.classification.classifier import build_classifier
@@ -33,12 +34,7 @@ def tiny(data, folder, **others):
     values = {
         "DATA.ROOT": data / "classification",
         "OUTPUT_DIR": folder,
-        "MODEL.PRECISION": "fp32",
-        "MODEL.RESNETS.NUM_GROUPS": 4,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-        "MODEL.RESNETS.WIDTH_MULTIPLIER": 0.125,
-        "DATA.CROP_SIZE": 32,
-        "DATA.RESIZE_SIZE": 32,
+        **TINY_CLASSIFIER,
         "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.IMS_PER_BATCH": 8,
         "SOLVER.MAX_EPOCHS": 0.0,

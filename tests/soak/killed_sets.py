@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from kill_runs import ROOT, Event, Kill, Moment, Pipeline
+from tiny_classifier import TINY_CLASSIFIER
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "field"))
 from tiny_sets import TINY, plain_set  # noqa: E402
@@ -22,12 +23,7 @@ DETECTION = {
 }
 CLASSIFICATION = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.PRECISION": "fp32",
-    "MODEL.RESNETS.NUM_GROUPS": 4,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.WIDTH_MULTIPLIER": 0.125,
-    "DATA.CROP_SIZE": 32,
-    "DATA.RESIZE_SIZE": 32,
+    **TINY_CLASSIFIER,
     "DATA.TEST_BATCH_SIZE": 4,
     "DATALOADER.NUM_WORKERS": 1,
     "SOLVER.IMS_PER_BATCH": 4,

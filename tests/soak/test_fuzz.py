@@ -111,7 +111,7 @@ def refuse_for_want_of_memory(path):
 
 
 def take_memory(path):
-    return bytearray(b"x") * (100 << 20)
+    return bytearray(b"x") * (300 << 20)
 
 
 def run_code(path):

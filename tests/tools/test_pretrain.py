@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_classifier import TINY_CLASSIFIER
 
 from resnext_det.plots import read_metrics
 from resnext_det.weights import read_weights
@@ -29,12 +30,7 @@ ITERATIONS = 100
 CLASSES, TRAIN, VAL = ("blue", "green", "red"), 8, (5, 5, 3)  # images a class; 13 are odd
 TINY = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.PRECISION": "fp32",
-    "MODEL.RESNETS.NUM_GROUPS": 4,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.WIDTH_MULTIPLIER": 0.125,
-    "DATA.CROP_SIZE": 32,
-    "DATA.RESIZE_SIZE": 32,
+    **TINY_CLASSIFIER,
     "DATA.MIN_CROP_AREA": 0.3,
     "DATA.TEST_BATCH_SIZE": 4,
     "DATALOADER.NUM_WORKERS": 0,
