@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 LOSS_MARK = "loss"
 FEW_POINTS = 30  # up to so many, each is marked
@@ -33,6 +36,20 @@ def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
                 iterations.append(iteration)
                 values.append(value)
     return series
+
+
+def label(text: str, most: int = 24) -> str:
+    """A name out of a file as one line that matplotlib draws as it stands.
+
+    Args:
+        most: characters; of a longer name both ends are kept.
+    """
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    if len(text) > most:
+        end = most // 3
+        text = f"{text[: most - end - 1]}…{text[len(text) - end :]}"
+    # "$" would begin a formula, and an "_" in front keeps a line out of its legend.
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 @dataclass(frozen=True)
@@ -79,21 +96,21 @@ def error_curves(
     Args:
         ylim: percent; None: what the curves cover, to the next multiples of five.
     """
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5 + 0.2 * len(curves)), layout="constrained")
     axis = figure.subplots()
     for number, curve in enumerate(curves):
-        colour, (x, errors) = f"C{number % 10}", curve.validation
-        marker = "o" if len(x) <= FEW_POINTS else ""
-        style = {"color": colour, "marker": marker, "markersize": 4}
-        axis.plot(x, errors, label=f"{curve.label}: validation {errors[-1]:.1f}", **style)
-        x, errors = curve.training
-        if len(x):
-            name = f"{curve.label}: training {errors[-1]:.1f}"
-            axis.plot(x, errors, label=name, color=colour, linestyle="--", linewidth=1)
-    axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1.01 * axis.dataLim.x1))
-    axis.set_ylim(ylim or _whole_fives(axis))
-    axis.xaxis.set_major_formatter("{x:,g}")
-    axis.legend(fontsize=9, loc="upper right")
+        colour, name = f"C{number % 10}", label(curve.label, 60)
+        for kind, (x, errors), line in (
+            ("validation", curve.validation, {"markersize": 4}),
+            ("training", curve.training, {"linestyle": "--", "linewidth": 1, "markersize": 3}),
+        ):
+            if len(x):
+                said = f"{name}: {kind} {errors[-1]:.1f}"
+                axis.plot(x, errors, label=said, color=colour, marker=_marker(x), **line)
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim or _whole_fives(axis))
+    _whole_numbers(axis, axis.dataLim.x1)
+    handles, labels = axis.get_legend_handles_labels()
+    _legend_below(axis, handles, labels, 2 if max(map(len, labels)) < 40 else 1)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 
@@ -110,7 +127,7 @@ def training_curves(metrics: dict[str, str | Path], path: str | Path) -> None:
     Args:
         metrics: {title: metrics.json}.
     """
-    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(metrics), 4.6), layout="constrained")
     axes = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, (title, file) in zip(axes, metrics.items(), strict=True):
         _draw_stage(axis, title, read_metrics(file))
@@ -120,7 +137,8 @@ def training_curves(metrics: dict[str, str | Path], path: str | Path) -> None:
 def _draw_stage(axis, title: str, series: dict) -> None:
     losses = [name for name in sorted(series) if LOSS_MARK in name and name != "total_loss"]
     for name in losses or ["total_loss"]:  # a single loss is written as the total alone
-        axis.plot(*series.get(name, ([], [])), label=name, linewidth=1)
+        x, values = series.get(name, ([], []))
+        axis.plot(x, values, label=name, linewidth=1, marker=_marker(x), markersize=3)
     axis.set(title=title, xlabel="iteration", ylabel="loss", ylim=(0, None))
     handles, labels = axis.get_legend_handles_labels()
     errors = [name for name in ("top1_error", "top5_error") if f"classification/{name}" in series]
@@ -138,78 +156,79 @@ def _draw_stage(axis, title: str, series: dict) -> None:
         right.set(ylabel="error (%)", ylim=(0, 100))
         more, names = right.get_legend_handles_labels()
         handles, labels = handles + more, labels + names
-    axis.legend(handles, labels, fontsize=8, loc="upper right")
+    last = max((x[-1] for x, _ in series.values()), default=0)
+    _whole_numbers(axis, last)
+    _legend_below(axis, handles, labels)
     axis.grid(alpha=0.3)
 
 
+def _marker(x: Sequence[float]) -> str:
+    """A line of one point shows nothing without one."""
+    return "o" if len(x) <= FEW_POINTS else ""
+
+
+def _whole_numbers(axis, last: float) -> None:
+    """Iterations or epochs from 0 to ``last``; ticks are whole where there is room for two."""
+    axis.set_xlim(0, 1.02 * (last or 1))
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 2.5, 5, 10)))
+    axis.xaxis.set_major_formatter("{x:,g}")
+
+
+def _legend_below(axis, handles: Sequence, labels: Sequence[str], columns: int = 2) -> None:
+    """Where it covers no curve; the space for it is the constrained layout's to find."""
+    if not handles:
+        return
+    inches = axis.figure.dpi_scale_trans
+    axis.legend(
+        handles,
+        labels,
+        fontsize=9,
+        loc="upper center",
+        ncols=min(columns, len(handles)),
+        frameon=False,
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=axis.transAxes + ScaledTranslation(0, -0.5, inches),  # below the axis' name
+    )
+
+
 def precision_recall(
-    precision: np.ndarray, class_names: Sequence[str], ap: dict[str, float], path: str | Path
+    precision: np.ndarray,
+    class_names: Sequence[str],
+    ap: dict[str, float],
+    path: str | Path,
+    *,
+    colors: Sequence | None = None,
 ) -> None:
     """Precision against recall at IoU 0.5, a line a class, and their mean at several IoUs.
 
     Args:
         precision: (10 IoUs 0.5..0.95, 101 recalls, classes), NaN where a class has no object.
         ap: {"AP": .., "AP50": .., ..} in percent, for the title.
+        colors: of the classes; None: matplotlib's.
     """
     recall = np.linspace(0, 1, precision.shape[1])
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
     known = [k for k in range(precision.shape[2]) if not np.isnan(precision[0, :, k]).all()]
-    # More lines than this cannot be told apart; then the best and worst classes are shown.
-    for k in _extremes(precision, known):
-        left.plot(
-            recall,
-            precision[0, :, k],
-            label=f"{class_names[k]} ({100 * precision[0, :, k].mean():.0f})",
-        )
-    left.set(title="IoU 0.5, by class (AP50)")
+    shown = _extremes(precision, known)
+    figure = Figure(figsize=(10, 4.6 + 0.1 * len(shown)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, k in enumerate(shown):
+        name = f"{label(class_names[k])} ({100 * precision[0, :, k].mean():.0f})"
+        color = colors[k] if colors else f"C{place % 10}"
+        left.plot(recall, precision[0, :, k], label=name, color=color)
+    # More lines than these cannot be told apart.
+    some = f"the best and worst {len(shown)} of {len(known)} classes"
+    left.set(title=f"IoU 0.5, {some if len(shown) < len(known) else 'by class'} (AP50)")
     for i, iou in ((0, 0.5), (2, 0.6), (4, 0.7), (6, 0.8), (8, 0.9)):
         mean = np.nanmean(precision[i][:, known], axis=1)
         right.plot(recall, mean, label=f"IoU {iou:.1f} ({100 * mean.mean():.0f})")
     right.set(title="mean over classes (AP at that IoU)")
     for axis in (left, right):
+        axis.title.set_fontsize(11)
         axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axis.legend(fontsize=8, loc="lower left")
+        _legend_below(axis, *axis.get_legend_handles_labels())
         axis.grid(alpha=0.3)
     figure.suptitle(f"AP {ap['AP']:.1f}, AP50 {ap['AP50']:.1f}")
     figure.savefig(path, dpi=110)
-
-
-def confusion(
-    counts: np.ndarray, names: Sequence[str], path: str | Path, *, title: str, most: int = 20
-) -> None:
-    """Counts as a heat map, each row by its own sum: which class is taken for which.
-
-    Args:
-        counts: (K + 1, K + 1), rows true, columns detected, background last.
-        names: K + 1.
-        most: of more classes than this, those with most mistakes are shown.
-    """
-    shown = _most_confused(counts, most)
-    counts, names = counts[np.ix_(shown, shown)], [names[k] for k in shown]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.2 + 0.55 * len(names)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), number in np.ndenumerate(counts):
-        if number:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
-    rows = [*names[:-1], "no object"]
-    columns = [*names[:-1], "missed"]
-    axis.set_xticks(range(len(names)), columns, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(names)), rows, fontsize=8)
-    axis.set(xlabel="detected as", ylabel="object", title=title)
-    figure.savefig(path, dpi=110)
-
-
-def _most_confused(counts: np.ndarray, most: int) -> list[int]:
-    """The classes to show, in order, and the background."""
-    classes = len(counts) - 1
-    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
-    ranked = sorted(range(classes), key=lambda k: (-wrong[k], k))[:most]
-    return [*sorted(ranked), classes]
 
 
 def _extremes(precision: np.ndarray, known: list[int], most: int = 10) -> list[int]:
@@ -217,29 +236,6 @@ def _extremes(precision: np.ndarray, known: list[int], most: int = 10) -> list[i
         return known
     ranked = sorted(known, key=lambda k: precision[0, :, k].mean())
     return ranked[: most // 2] + ranked[-(most - most // 2) :]
-
-
-def sheet(
-    images: Sequence[np.ndarray], path: str | Path, *, columns: int, titles: Sequence[str] = ()
-) -> None:
-    """RGB images in a grid, row by row.
-
-    Args:
-        titles: one an image; fewer repeat along the top row.
-    """
-    rows = -(-len(images) // columns)
-    height = max(image.shape[0] / image.shape[1] for image in images)
-    figure = Figure(figsize=(4 * columns, 4 * height * rows + 0.4), layout="constrained")
-    for axis, image in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, images, strict=False
-    ):
-        axis.imshow(image)
-    for position, axis in enumerate(figure.axes):
-        axis.axis("off")
-        has_title = position < columns or len(titles) == len(images)
-        if titles and has_title and position < len(images):
-            axis.set_title(titles[position % len(titles)], fontsize=10)
-    figure.savefig(path, dpi=90)
 
 
 def errors_with_bars(
@@ -276,11 +272,21 @@ def errors_with_bars(
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.margins(x=0.12, y=0.15)
     if not log_x:
-        axis.set_xlim(0, 1.18 * axis.dataLim.x1)  # the last label is right of its point
+        axis.set_xlim(*_with_room(axis.dataLim.x0, axis.dataLim.x1))
     axis.grid(alpha=0.3)
     if len(handles) > 1:
-        axis.legend(handles=handles)
+        _legend_below(axis, handles, [handle.get_label() for handle in handles])
     figure.savefig(path, dpi=110)
+
+
+def _with_room(first: float, last: float) -> tuple[float, float]:
+    """Limits from 0, or near points that are all far from it; the last label is right of its
+    point.
+    """
+    if 2 * first < last:
+        return 0, 1.18 * last
+    room = max(0.4 * (last - first), 0.05 * last)
+    return first - room, last + 1.5 * room
 
 
 def _label_points(axis, series: Sequence[Sequence[tuple]]) -> None:
@@ -288,13 +294,14 @@ def _label_points(axis, series: Sequence[Sequence[tuple]]) -> None:
     which lies lowest, left below. A point of two series has one label.
     """
     end = axis.dataLim.x1
+    bright = [withStroke(linewidth=2.5, foreground="white")]  # lines and bars pass behind
     seen = set()
     for number, points in reversed(list(enumerate(series))):
-        for x, error, *_, label in points:
+        for x, error, *_, words in points:
             # Near the axis there is no room to the left.
             below = number == 0 < len(series) - 1 and x > 0.1 * end
             place = {"ha": "right", "va": "top"} if below else {"ha": "left", "va": "bottom"}
-            offset = (-8, -4) if below else (5, 4)
-            if (x, error, label) not in seen:
-                axis.annotate(label, (x, error), offset, textcoords="offset points", **place)
-            seen.add((x, error, label))
+            place |= {"textcoords": "offset points", "path_effects": bright, "zorder": 5}
+            if (x, error, words) not in seen:
+                axis.annotate(words, (x, error), (-8, -4) if below else (5, 4), **place)
+            seen.add((x, error, words))

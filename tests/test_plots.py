@@ -139,21 +139,93 @@ def test_of_many_classes_the_extremes_are_shown(tmp_path, figures):
     assert labels == {f"c{k}" for k in (0, 1, 2, 3, 4, 25, 26, 27, 28, 29)}
 
 
-@pytest.mark.parametrize("count, columns, rows", [(4, 2, 2), (3, 2, 2), (1, 1, 1), (5, 2, 3)])
-def test_sheet(tmp_path, figures, count, columns, rows):
-    generator = np.random.default_rng(0)
-    images = [generator.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(count)]
-    path = tmp_path / "sheet.jpg"
-    plots.sheet(images, path, columns=columns, titles=["ground truth", "detections"])
+@pytest.mark.parametrize("classes, shown", [(1, 1), (10, 10), (80, 10)])
+def test_legends_of_precision_recall_cover_no_curve(tmp_path, figures, classes, shown):
+    """They stand below the axes' names, on the page, and name every line."""
+    names = [f"class {k} of a long name {k}" for k in range(classes)]
+    path, colors = tmp_path / "pr.png", [(k / 80, 0.5, 0.5) for k in range(classes)]
+    plots.precision_recall(make_precision(classes), names, AP, path, colors=colors)
+    left, right = figures[0].axes
+    assert len(left.get_lines()) == shown and left.get_lines()[0].get_color()[1:] == (0.5, 0.5)
+    for axis in (left, right):
+        assert_legend_is_below(axis)
+        assert len(axis.get_legend().get_texts()) == len(axis.get_lines())
+    assert left.get_position().y0 == pytest.approx(right.get_position().y0)
+    assert ("10 of 80" in left.get_title()) is (classes == 80)
+    assert left.title.get_window_extent().x1 < right.title.get_window_extent().x0
+
+
+def assert_legend_is_below(axis):
+    axis.figure.draw_without_rendering()  # it was saved with other dots per inch
+    legend, page = axis.get_legend().get_window_extent(), axis.figure.bbox
+    assert legend.y1 < axis.xaxis.label.get_window_extent().y0
+    assert legend.y1 < axis.get_window_extent().y0
+    assert legend.y0 >= 0 and legend.x0 >= 0 and legend.x1 <= page.x1
+
+
+def ticks_of(axis):
+    """Those that are seen."""
+    first, last = axis.get_xlim()
+    return [float(tick) for tick in axis.get_xticks() if first <= tick <= last]
+
+
+@pytest.mark.parametrize("last", [0, 1, 3, 19, 139, 90000])
+def test_one_point_is_seen(tmp_path, figures, last):
+    """A line between points shows nothing of a single one; no iteration is half."""
+    rows = [{"iteration": last, "loss_cls": 2.0, "classification/top1_error": 40.0}]
+    path = tmp_path / "curves.png"
+    plots.training_curves({"RPN": write_metrics(tmp_path / "a.json", rows)}, path)
+    left, right = figures[0].axes
+    for axis in (left, right):
+        (line,) = axis.get_lines()
+        assert line.get_marker() == "o" and list(line.get_xdata()) == [last]
+        assert axis.get_xlim()[0] == 0 and axis.get_xlim()[1] >= last
+    assert len(ticks_of(left)) >= 2 and all(tick == int(tick) for tick in ticks_of(left))
+    assert_legend_is_below(left)
     assert_is_picture(path)
-    axes = figures[0].axes
-    assert len(axes) == rows * columns
-    shown = [axis.get_images()[0].get_array() for axis in axes if axis.get_images()]
-    assert len(shown) == count
-    for ours, given in zip(shown, images, strict=True):
-        assert np.array_equal(ours, given)
-    titles = [axis.get_title() for axis in axes]
-    assert titles == ["ground truth", "detections"][:columns] + [""] * (len(axes) - columns)
+
+
+def test_of_many_points_none_is_marked(tmp_path, figures):
+    rows = [{"iteration": k, "loss_cls": 1.0} for k in range(31)]
+    for count in (30, 31):
+        path = write_metrics(tmp_path / f"{count}.json", rows[:count])
+        plots.training_curves({"RPN": path}, tmp_path / "a.png")
+    few, many = (figure.axes[0].get_lines()[0].get_marker() for figure in figures)
+    assert (few, many) == ("o", "")
+
+
+def test_nothing_logged_yet(tmp_path, figures):
+    plots.training_curves({"RPN": write_metrics(tmp_path / "a.json", [])}, tmp_path / "a.png")
+    assert_is_picture(tmp_path / "a.png")
+
+
+ODD_NAMES = ["a" * 200, "$\\frac$", "_hidden", "杯子", "two\nlines", "\ud800", ""]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_any_kind(tmp_path, figures):
+    """A formula's sign, an underscore, other alphabets and line ends are drawn as they stand."""
+    plots.precision_recall(make_precision(7), ODD_NAMES, AP, tmp_path / "pr.png")
+    texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert len(texts) == 7 and texts[1].startswith("\\$\\frac\\$ (") and "two?lines (" in texts[4]
+    curves = [plots.ErrorCurve(name, ([1, 2], [40.0, 30.0])) for name in ODD_NAMES]
+    plots.error_curves(curves, tmp_path / "a.png", xlabel="epochs")
+    assert len(figures[1].axes[0].get_legend().get_texts()) == 7
+
+
+@pytest.mark.parametrize(
+    "text, most, shown",
+    [
+        ("mug", 24, "mug"),
+        ("traffic light, left 96%", 12, "traffic… 96%"),
+        ("abcdef", 6, "abcdef"),
+        ("a$b$", 24, "a\\$b\\$"),
+        ("_a", 24, " _a"),
+        ("a\tb\u2028c", 24, "a?b?c"),
+    ],
+)
+def test_label(text, most, shown):
+    assert plots.label(text, most) == shown and len(text) < most or len(shown) <= most
 
 
 # ---- errors of several runs ----
@@ -211,6 +283,29 @@ def test_limits_of_errors(tmp_path, figures, errors, given, limits):
     assert figures[0].axes[0].get_ylim() == limits
 
 
+@pytest.mark.parametrize("points", [1, 2, 31])
+@pytest.mark.parametrize("last", [0.015, 1.0, 24.0, 100.0])
+def test_error_curves_of_any_length(tmp_path, figures, points, last):
+    """Few points are marked, in training too; ticks are whole epochs where there are two."""
+    x, errors = [last * (k + 1) / points for k in range(points)], [40.0] * points
+    curve = plots.ErrorCurve("a", (x, errors), (x, errors))
+    plots.error_curves([curve], tmp_path / "a.png", xlabel="epochs")
+    (axis,) = figures[0].axes
+    assert [line.get_marker() for line in axis.get_lines()] == ["" if points == 31 else "o"] * 2
+    assert len(ticks_of(axis)) >= 2
+    assert all(tick == int(tick) for tick in ticks_of(axis)) is (last >= 1)
+    assert_legend_is_below(axis)
+
+
+def test_legend_of_many_runs_with_folders_as_names(tmp_path, figures):
+    curves = [
+        plots.ErrorCurve(f"X50_32x4d (output/a/folder/of/long/name_{n})", ([1, 2], [40.0, 30.0]))
+        for n in range(9)
+    ]
+    plots.error_curves(curves, tmp_path / "a.png", xlabel="epochs")
+    assert_legend_is_below(figures[0].axes[0])
+
+
 SERIES = {
     "C grows": [(4.9, 5.2, 0.1, "1x64d"), (9.1, 4.4, float("nan"), "2x64d")],
     "d grows": [(4.9, 5.2, 0.1, "1x64d"), (13.8, 4.6, 0.1, "1x128d")],
@@ -255,3 +350,18 @@ def test_errors_against_cardinality(tmp_path, figures):
     (axis,) = figures[0].axes
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "32"]
     assert axis.get_legend() is None and texts(axis) == ["1x64d", "2x40d", "32x4d"]
+
+
+def test_points_far_from_zero_fill_the_figure(tmp_path, figures):
+    """Studies of equal complexity: four networks of nearly one size."""
+    points = [(0.118, 32.9, 0.2, "32x4d"), (0.125, 33.2, 0.5, "2x40d"), (0.128, 34.6, 0.3, "1x64d")]
+    series = {"C grows": points[2:], "other C x d": points[:2]}
+    plots.errors_with_bars(series, tmp_path / "a.png", xlabel="parameters")
+    (axis,) = figures[0].axes
+    first, last = axis.get_xlim()
+    assert 0.1 < first < 0.118 and 0.128 < last < 0.15
+    assert_legend_is_below(axis)
+    frame = axis.get_window_extent()
+    for text in axis.texts:
+        box = text.get_window_extent()
+        assert frame.x0 < box.x0 and box.x1 < frame.x1, text.get_text()

@@ -1,7 +1,8 @@
 """Which class is taken for which, and in which images a detector is wrong most."""
 
 import csv
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils import comm
+from matplotlib.figure import Figure
 
+from .. import plots
 from ..engine.run import write_json
+from ..writing import open_whole
+from .drawing import Mark
 
 SCORE, IOU = 0.5, 0.5
 
@@ -162,7 +167,7 @@ class ConfusionEvaluator(DatasetEvaluator):
 
 def write_table(path: Path, classes: list[str], counts: list[list[int]]) -> None:
     """The matrix for a spreadsheet: a row a true class, a column a detected one."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open_whole(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["object", *classes[:-1], "missed"])
         for name, row in zip([*classes[:-1], "no object"], counts, strict=True):
@@ -182,22 +187,81 @@ def count(counts: np.ndarray, matched: Matched) -> None:
         counts[true, background] += 1
 
 
-def labels_of(matched: Matched, names: list[str]) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """For a picture: boxes, words and colours of what is right, wrong and missed.
+# ---- for a picture ----
 
-    What is right has no words: they would hide the others.
+RIGHT, WRONG, MISSED = "limegreen", "red", "orange"
+
+
+def draw_matrix(
+    counts: np.ndarray, names: Sequence[str], path: str | Path, *, title: str, most: int = 20
+) -> None:
+    """Counts as a heat map, each row by its own sum: which class is taken for which.
+
+    Args:
+        counts: (K + 1, K + 1), rows true, columns detected, background last.
+        names: K + 1.
+        most: of more classes than this, those with most mistakes are shown.
     """
-    boxes, words, colors = [], [], []
+    shown = _most_confused(counts, most)
+    if len(shown) < len(counts):
+        title += f"\nthe {most} of {len(counts) - 1} classes with most mistakes"
+    counts, names = counts[np.ix_(shown, shown)], [plots.label(names[k]) for k in shown]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.2 + 0.45 * len(names)
+    figure = Figure(figsize=(side + 1.4, side), layout="compressed")
+    axis = figure.subplots()
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(counts):
+        if number:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
+    rows = [*names[:-1], "no object"]
+    columns = [*names[:-1], "missed"]
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(range(len(names)), columns, **turned)
+    axis.set_yticks(range(len(names)), rows)
+    axis.set(xlabel="detected as", ylabel="object")
+    figure.suptitle(title, fontsize=10)  # over the whole width: one class has a small axis
+    figure.colorbar(picture, label="share of the row", shrink=0.8)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def _most_confused(counts: np.ndarray, most: int) -> list[int]:
+    """The classes to show, in order, and the background."""
+    classes = len(counts) - 1
+    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
+    ranked = sorted(range(classes), key=lambda k: (-wrong[k], k))[:most]
+    return [*sorted(ranked), classes]
+
+
+def marks_of(matched: Matched, names: Sequence[str]) -> list[Mark]:
+    """What is wrong, missed and right, in this order.
+
+    What is right has no text, and of the missed objects of a class only the first one: the
+    others' texts would cover the picture.
+    """
+    right, wrong = [], []
     for box, kind, score, is_right in zip(
-        matched.boxes, matched.classes, matched.scores, matched.right, strict=True
+        matched.boxes.tolist(),
+        matched.classes.tolist(),
+        matched.scores.tolist(),
+        matched.right.tolist(),
+        strict=True,
     ):
-        boxes.append(box.numpy())
-        words.append("" if is_right else f"{names[int(kind)]}? {float(score):.0%}")
-        colors.append("limegreen" if is_right else "red")
-    for box, kind in zip(
-        matched.truth_boxes[matched.missed], matched.truth_classes[matched.missed], strict=True
-    ):
-        boxes.append(box.numpy())
-        words.append(f"missed {names[int(kind)]}")
-        colors.append("orange")
-    return boxes, words, colors
+        if is_right:
+            right.append(Mark(box, RIGHT, width=0.7))
+        else:
+            wrong.append(Mark(box, WRONG, f"{names[kind]}? {score:.0%}"))
+    return [*wrong, *_missed_marks(matched, names), *right]
+
+
+def _missed_marks(matched: Matched, names: Sequence[str]) -> list[Mark]:
+    boxes = matched.truth_boxes[matched.missed].tolist()
+    kinds = matched.truth_classes[matched.missed].tolist()
+    counts, told, marks = Counter(kinds), set(), []
+    for box, kind in zip(boxes, kinds, strict=True):
+        count = f" x {counts[kind]}" if counts[kind] > 1 else ""
+        text = "" if kind in told else f"missed {names[kind]}{count}"
+        marks.append(Mark(box, MISSED, text, line="--"))
+        told.add(kind)
+    return marks

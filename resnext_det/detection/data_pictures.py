@@ -1,28 +1,26 @@
 """A sheet of a data set's pictures with their boxes and names, for a look before training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.utils.visualizer import Visualizer
-from matplotlib import colormaps
-from PIL import Image
 
-from .. import plots
-from ..data import coco, coco_boxes
+from ..data import coco
 from ..data.coco_sets import CheckedSet
 from ..data.images import read_rgb
 from ..errors import InputError
 from . import anchor_report
+from .drawing import Mark, class_color, draw_marks
+from .sheets import write_sheet
 
 SPREAD = 12  # pictures evenly spread over the set
 COLUMNS = 4
-WIDTH, HEIGHT = 480, 400  # pixels of a field
+WIDTH, HEIGHT = 480, 400  # pixels of a field, at most
 CONTEXT = 3.0  # least sides of a crop, in the shorter side of its box
-STRIP = 44  # pixels for the caption
 LEAST_CROP = 48  # pixels of the original picture
+OTHERS = "white"  # boxes in a close-up that it is not about
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,13 @@ class _View:
         record: Detectron2's dict of the image.
         caption: above the picture.
         crop: (x0, y0, x1, y1) in pixels of the picture; None: all of it.
+        entry: the annotation that a close-up is about, as in ``record``; None: all of them.
     """
 
     record: dict[str, Any]
     caption: str
     crop: tuple[int, int, int, int] | None = None
+    entry: dict[str, Any] | None = None
 
 
 def draw_sheet(checked: CheckedSet, cfg: CfgNode, path: str | Path) -> list[InputError]:
@@ -55,15 +55,24 @@ def draw_sheet(checked: CheckedSet, cfg: CfgNode, path: str | Path) -> list[Inpu
     chosen = np.linspace(0, len(records) - 1, count).round().astype(int)
     views = [_View(records[n], Path(records[n]["file_name"]).name) for n in chosen]
     views += _extremes(checked, cfg, {record["image_id"]: record for record in records})
-    drawn, failed = [], []
+    names = checked.table.class_names
+    drawn, shown, failed = [], [], []
     for view in views:
         try:
-            drawn.append(_draw(view, checked.table.class_names))
+            drawn.append(_draw(view, names))
+            shown.append(view)
         except InputError as error:  # a file that only decoding shows to be damaged
             failed.append(error)
     if drawn:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        plots.sheet(drawn, path, columns=COLUMNS)
+        classes = sorted({e["category_id"] for view in shown for e in view.record["annotations"]})
+        write_sheet(
+            drawn,
+            path,
+            columns=COLUMNS,
+            titles=[view.caption for view in shown],
+            legend=[(names[number], class_color(number)) for number in classes],
+        )
     return failed
 
 
@@ -114,39 +123,42 @@ def _close_up(checked: CheckedSet, records: dict[int, dict], number: int, words:
     high = np.clip(centre + half, low + 1, table.sizes[image])
     crop = tuple(int(v) for v in (*np.floor(low), *np.ceil(high)))
     caption = f"{words}: {width:.4g} x {height:.4g} px\n{table.name(number)}"
-    return _View(records[int(table.image_ids[image])], caption, crop)
+    entry = {"bbox": table.boxes[number], "category_id": int(table.category[number])}
+    return _View(records[int(table.image_ids[image])], caption, crop, entry)
 
 
 def _draw(view: _View, class_names: list[str]) -> np.ndarray:
-    """uint8 RGB (HEIGHT + STRIP, WIDTH, 3): the picture in the middle, a caption above it."""
+    """uint8 RGB, at most HEIGHT x WIDTH: the picture, or the part of it that is looked at."""
     picture = read_rgb(view.record["file_name"])
     left, top, right, bottom = view.crop or (0, 0, *picture.size)
-    scale = min(WIDTH / (right - left), HEIGHT / (bottom - top))
-    size = tuple(max(1, round(scale * side)) for side in (right - left, bottom - top))
-    place = ((WIDTH - size[0]) // 2, STRIP)
-    picture = picture.crop((left, top, right, bottom)).resize(size, Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (WIDTH, HEIGHT + STRIP), "white")
-    canvas.paste(picture, place)
-    drawing = Visualizer(np.asarray(canvas))
-    entries = view.record["annotations"]
-    boxes = coco_boxes.boxes_of(entries)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes = np.clip(boxes, (left, top) * 2, (right, bottom) * 2)
-    (seen,) = np.nonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    drawing.overlay_instances(
-        boxes=(boxes[seen] - np.tile((left, top), 2)) * scale + np.tile(place, 2),
-        labels=[_label(entries[n], class_names) for n in seen],
-        assigned_colors=[_colour(entries[n]["category_id"]) for n in seen],
-        alpha=0.9,
-    )
-    drawing.draw_text(view.caption, (WIDTH / 2, 2), font_size=11, color="white")
-    return drawing.output.get_image()
+    part = np.asarray(picture.crop((left, top, right, bottom)))
+    marks = []
+    for mark in _marks_of(view, class_names):
+        box = np.clip(mark.box, (left, top) * 2, (right, bottom) * 2) - (left, top) * 2
+        if (box[2:] > box[:2]).all():
+            marks.append(replace(mark, box=box))
+    width, height = right - left, bottom - top
+    scale = min(WIDTH / width, HEIGHT / height)
+    return draw_marks(part, marks, side=max(1, int(scale * max(width, height) + 0.001)))
 
 
-def _label(entry: dict[str, Any], class_names: list[str]) -> str:
-    return class_names[entry["category_id"]] + (" (crowd)" if entry["iscrowd"] else "")
+def _marks_of(view: _View, class_names: list[str]) -> list[Mark]:
+    """Boxes in pixels of the picture; beside a close-up's own object the others have no names."""
+    every = [(entry, _mark(entry, class_names)) for entry in view.record["annotations"]]
+    if view.entry is None:
+        return [mark for _, mark in every]
+    own = list(view.entry["bbox"])
+    others = [
+        replace(mark, color=OTHERS, text="", width=0.6)
+        for entry, mark in every
+        if list(entry["bbox"]) != own
+    ]
+    return [replace(_mark(view.entry, class_names), width=1.5), *others]
 
 
-def _colour(category: int) -> tuple[float, float, float]:
-    colours = [colour for colour in colormaps["tab10"].colors if len(set(colour)) > 1]  # no grey
-    return colours[category % len(colours)]
+def _mark(entry: dict[str, Any], class_names: list[str]) -> Mark:
+    x, y, width, height = entry["bbox"]
+    number, crowd = entry["category_id"], entry.get("iscrowd")
+    text = class_names[number] + (" (crowd)" if crowd else "")
+    box = np.array([x, y, x + width, y + height])
+    return Mark(box, class_color(number), text, line="--" if crowd else "-")

@@ -1,28 +1,29 @@
 """The pictures at the end of a run: curves, detections, proposals, precision against recall."""
 
-import copy
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
 from .. import plots
 from ..data.images import read_array
-from .confusion import labels_of, match
+from .confusion import Matched, draw_matrix, marks_of, match
+from .drawing import class_color, draw_detections, draw_marks, draw_proposals, draw_truth
 from .loaders import NamingMapper
+from .sheets import FIELD, write_sheet
 
 logger = logging.getLogger(__name__)
 
 SCORE_SHOWN = 0.5
 PROPOSALS_SHOWN = 15
 IMAGES_SHOWN = 6
+COLUMNS = 4
 
 
 def draw(cfg: CfgNode, model: nn.Module, results: dict[str, dict]) -> None:
@@ -52,11 +53,13 @@ def _draw_curves(cfg: CfgNode, folder: Path) -> None:
 def _draw_precision(cfg: CfgNode, folder: Path, name: str, results: dict) -> None:
     curves = Path(cfg.OUTPUT_DIR, "inference", name, "precision.npy")
     if curves.exists():
+        names = MetadataCatalog.get(name).thing_classes
         plots.precision_recall(
             np.load(curves, allow_pickle=False),
-            MetadataCatalog.get(name).thing_classes,
+            names,
             results["bbox"],
             folder / "precision_recall.png",
+            colors=[class_color(number) for number in range(len(names))],
         )
 
 
@@ -64,27 +67,41 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
     records = DatasetCatalog.get(name)
     # Evenly spread over the set, so that the same images are shown at every run.
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, IMAGES_SHOWN).astype(int)]
-    mapper = NamingMapper(cfg, is_train=False)
-    detections, proposals = [], []
+    mapper, names = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name).thing_classes
+    detections, proposals, seen = [], [], _classes_of(chosen)
+    detected: set[int] = set()
     for record in chosen:
         output = model.eval()([mapper(record)])[0]
-        image = read_array(record["file_name"])
-        meta = MetadataCatalog.get(name)
-        truth = _truth(image, record, meta)
-        detections += [truth, _predictions(image, output["instances"], meta)]
-        proposals += [truth, _proposals(image, output.get("proposals"), meta)]
-    plots.sheet(
+        image, found = read_array(record["file_name"]), output["instances"]
+        found = found[found.scores > SCORE_SHOWN]
+        detected.update(found.pred_classes.tolist())
+        truth = draw_truth(image, record, names, FIELD)
+        detections += [truth, draw_detections(image, found, names, FIELD)]
+        best = output.get("proposals")
+        proposals += [truth, draw_proposals(image, best, PROPOSALS_SHOWN, FIELD)]
+    write_sheet(
         detections,
         folder / "detections.png",
-        columns=4,
+        columns=COLUMNS,
         titles=["ground truth", f"detections, score over {SCORE_SHOWN:g}"],
+        legend=_legend(names, seen | detected),
     )
-    plots.sheet(
+    title = f"the RPN's best {PROPOSALS_SHOWN} proposals, from yellow to violet"
+    write_sheet(
         proposals,
         folder / "proposals.png",
-        columns=4,
-        titles=["ground truth", f"the RPN's best {PROPOSALS_SHOWN} proposals"],
+        columns=COLUMNS,
+        titles=["ground truth", title],
+        legend=_legend(names, seen),
     )
+
+
+def _classes_of(records: Iterable[dict]) -> set[int]:
+    return {a["category_id"] for record in records for a in record.get("annotations", ())}
+
+
+def _legend(names: list[str], shown: set[int]) -> list[tuple[str, tuple]]:
+    return [(names[number], class_color(number)) for number in sorted(shown)]
 
 
 def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> None:
@@ -95,45 +112,30 @@ def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> N
     found = json.loads(path.read_text())
     title = f"score {found['score']:g} or more, IoU {found['iou']:g}"
     counts = np.array(found["counts"])
-    plots.confusion(counts, found["classes"], folder / "confusion.png", title=title)
+    draw_matrix(counts, found["classes"], folder / "confusion.png", title=title)
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
-    mapper, meta = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name)
-    only = [k for k, own in enumerate(meta.thing_classes) if own in found["classes"][:-1]]
+    mapper, names = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name).thing_classes
+    only = [k for k, own in enumerate(names) if own in found["classes"][:-1]]
+    shown = [records[worst["image_id"]] for worst in found["worst"]]
     pictures, titles = [], []
-    for worst in found["worst"]:
-        record = records[worst["image_id"]]
+    for record in shown:
         output = model.eval()([mapper(record)])[0]
         matched = match(output["instances"], record, only=only)
-        boxes, words, colors = labels_of(matched, meta.thing_classes)
-        wrong, missed = int((~matched.right).sum()), int(matched.missed.sum())
-        titles += [Path(record["file_name"]).name, f"{wrong} wrong (red), {missed} missed (orange)"]
+        titles += [Path(record["file_name"]).name, _tell(matched)]
         image = read_array(record["file_name"])
-        drawn = canvas(image, meta).overlay_instances(
-            boxes=boxes or None, labels=words, assigned_colors=colors
-        )
-        pictures += [_truth(image, record, meta), drawn.get_image()]
+        drawn = draw_marks(image, marks_of(matched, names), side=FIELD)
+        pictures += [draw_truth(image, record, names, FIELD), drawn]
     if pictures:
-        plots.sheet(pictures, folder / "worst.png", columns=4, titles=titles)
+        write_sheet(
+            pictures,
+            folder / "worst.png",
+            columns=COLUMNS,
+            titles=titles,
+            legend=_legend(names, _classes_of(shown)),
+        )
 
 
-def canvas(image: np.ndarray, meta: Metadata) -> Visualizer:
-    """To draw boxes on. Small images are drawn larger, or the labels would hide the objects."""
-    return Visualizer(
-        image, meta, scale=max(1.0, 480 / image.shape[1]), instance_mode=ColorMode.IMAGE
-    )
-
-
-def _truth(image: np.ndarray, record: dict, meta) -> np.ndarray:
-    return canvas(image, meta).draw_dataset_dict(copy.deepcopy(record)).get_image()
-
-
-def _predictions(image: np.ndarray, found: Instances, meta) -> np.ndarray:
-    found = found.to("cpu")
-    shown = found[found.scores > SCORE_SHOWN]
-    return canvas(image, meta).draw_instance_predictions(shown).get_image()
-
-
-def _proposals(image: np.ndarray, found: Instances | None, meta) -> np.ndarray:
-    boxes = torch.zeros(0, 4) if found is None else found.proposal_boxes.tensor.cpu()
-    best = boxes[:PROPOSALS_SHOWN].numpy()
-    return canvas(image, meta).overlay_instances(boxes=best).get_image()
+def _tell(matched: Matched) -> str:
+    right, missed = int(torch.count_nonzero(matched.right)), int(matched.missed.sum())
+    wrong = len(matched.right) - right
+    return f"{right} right (green), {wrong} wrong (red), {missed} missed (dashed)"

@@ -7,9 +7,17 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from matplotlib.figure import Figure
 
-from resnext_det import plots
-from resnext_det.detection.confusion import ConfusionEvaluator, count, labels_of, match
+from resnext_det.detection import confusion
+from resnext_det.detection.confusion import (
+    ConfusionEvaluator,
+    _most_confused,
+    count,
+    draw_matrix,
+    marks_of,
+    match,
+)
 
 A, B, C = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [50.0, 50, 60, 60]
 
@@ -88,14 +96,24 @@ def test_every_detection_and_object_is_counted_once():
     assert counts[:3, :3].sum() > 0
 
 
-def test_mistakes_and_labels():
+def test_mistakes_and_marks():
     matched = match(
         found((A, 0, 0.9), (B, 0, 0.8), (C, 1, 0.7)), record((A, 0), (B, 1), ([80, 80, 99, 99], 0))
     )
     assert matched.mistakes == 3  # another class, no object, missed
-    boxes, words, colors = labels_of(matched, ["cup", "leaf"])
-    assert words == ["", "cup? 80%", "leaf? 70%", "missed cup"]
-    assert colors == ["limegreen", "red", "red", "orange"] and len(boxes) == 4
+    marks = marks_of(matched, ["cup", "leaf"])
+    assert [mark.text for mark in marks] == ["cup? 80%", "leaf? 70%", "missed cup", ""]
+    assert [mark.color for mark in marks] == ["red", "red", "orange", "limegreen"]
+    assert [mark.line for mark in marks] == ["-", "-", "--", "-"]
+    assert [list(mark.box) for mark in marks] == [B, C, [80, 80, 99, 99], A]
+
+
+def test_of_missed_objects_one_a_class_is_named():
+    """Thirty times the same words would cover the picture."""
+    cells = [([10.0 * k, 0, 10 * k + 9, 9], 0) for k in range(30)]
+    marks = marks_of(match(found(), record(*cells, ([0, 50, 9, 59], 1))), ["cell", "leaf"])
+    assert len(marks) == 31 and {mark.color for mark in marks} == {"orange"}
+    assert [mark.text for mark in marks if mark.text] == ["missed cell x 30", "missed leaf"]
 
 
 def test_the_evaluator(tmp_path):
@@ -140,10 +158,52 @@ def test_only_some_classes(tmp_path):
 def test_of_many_classes_the_worst_are_drawn():
     counts = np.diag([5] * 30 + [0])
     counts[3, 17], counts[30, 8] = 9, 4
-    assert plots._most_confused(counts, most=3) == [3, 8, 17, 30]
+    assert _most_confused(counts, most=3) == [3, 8, 17, 30]
 
 
-def test_the_picture(tmp_path):
+@pytest.fixture
+def figures(monkeypatch):
+    """Every figure that is drawn, to look at its axes."""
+    drawn = []
+
+    class Kept(Figure):
+        def __init__(self, *args, **others):
+            super().__init__(*args, **others)
+            drawn.append(self)
+
+    monkeypatch.setattr(confusion, "Figure", Kept)
+    return drawn
+
+
+def test_the_picture(tmp_path, figures):
     counts = np.array([[3, 1, 0], [0, 2, 2], [1, 0, 0]])
-    plots.confusion(counts, ["a", "b", "x"], tmp_path / "c.png", title="score 0.5")
+    draw_matrix(counts, ["a", "b", "x"], tmp_path / "c.png", title="score 0.5")
     assert (tmp_path / "c.png").stat().st_size > 5000
+    axis = figures[0].axes[0]
+    cells = {text.get_position(): text.get_text() for text in axis.texts}  # (column, row)
+    assert cells == {(0, 0): "3", (1, 0): "1", (1, 1): "2", (2, 1): "2", (0, 2): "1"}
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b", "no object"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["a", "b", "missed"]
+
+
+ODD = ["a" * 200, "$\\frac$", "_hidden", "杯子", "two\nlines", ""]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize(
+    "names, shown", [(["mug"], 1), ([f"long class name {k}" for k in range(80)], 20), (ODD, 6)]
+)
+def test_the_picture_of_any_classes(tmp_path, figures, names, shown):
+    """Every word is on the page, and the axis keeps its place beside long names."""
+    counts = np.full((len(names) + 1,) * 2, 12345)
+    title = "score 0.5 or more, IoU 0.5"
+    draw_matrix(counts, [*names, "background"], tmp_path / "c.png", title=title)
+    (figure,), page = figures, figures[0].bbox
+    axis = figure.axes[0]
+    assert len(axis.get_yticklabels()) == shown + 1
+    assert ("20 of 80 classes" in figure.get_suptitle()) is (len(names) == 80)
+    for text in (*axis.get_xticklabels(), *axis.get_yticklabels(), figure._suptitle):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= page.x1 and box.y0 >= 0 and box.y1 <= page.y1
+    cell = axis.get_window_extent().width / (shown + 1)
+    assert max(text.get_window_extent().width for text in axis.texts) < cell
