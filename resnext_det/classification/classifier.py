@@ -14,6 +14,7 @@ from ..data import augment
 from ..engine.trainer import LOG_PERIOD
 from ..models import Architecture, ResNeXt, build_resnext
 from ..models.checks import check_layers
+from ..models.compiled import check_compile, compile_in_place
 from ..models.precision import resolve_precision
 from .protocols import logits_of
 
@@ -72,6 +73,8 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         out_features=_features(cfg),
         precision=precision,
     )
+    if cfg.MODEL.COMPILE:
+        compile_in_place(trunk, cfg.MODEL.DEVICE)
     # The side of a training crop's map.
     window = math.ceil(cfg.DATA.CROP_SIZE / trunk.architecture.stride)
     return Classifier(trunk, window).to(cfg.MODEL.DEVICE)
@@ -98,6 +101,12 @@ def check_network(cfg: CfgNode) -> None:
     if cfg.DATA.TEST_PROTOCOL == "dense":
         keys.append("DATA.TEST_SCALES")
     check_sizes(cfg, keys, architecture.stride)
+
+
+def check_compiler(cfg: CfgNode) -> None:
+    """Raises InputError where a training cannot have the MODEL.COMPILE that it asks for."""
+    if cfg.MODEL.COMPILE:
+        check_compile(cfg.MODEL.DEVICE, cfg.MODEL.REGROUP, cfg.MODEL.RECOMPUTE)
 
 
 def _features(cfg: CfgNode) -> list[str] | None:

@@ -18,7 +18,13 @@ from ..engine.sampler import ResumableBatches, training_loader
 from ..engine.seeding import seed_all
 from ..engine.trainer import Trainer
 from ..weights import WeightsRecord, save_weights
-from .classifier import Classifier, build_classifier, check_network, in_words
+from .classifier import (
+    Classifier,
+    build_classifier,
+    check_compiler,
+    check_network,
+    in_words,
+)
 from .evaluation import evaluate, write_results
 from .weights_setup import check_initial, initial_weights, load_initial
 
@@ -80,9 +86,10 @@ def check_start(cfg: CfgNode, resume: bool) -> str:
         The weights that it begins with: MODEL.WEIGHTS, or "" for random ones or a checkpoint.
 
     Raises:
-        InputError: see `check_network` and `check_initial`.
+        InputError: see `check_network`, `check_compiler` and `check_initial`.
     """
     check_network(cfg)
+    check_compiler(cfg)
     weights = initial_weights(cfg, resume)
     if weights:
         check_initial(cfg, weights)

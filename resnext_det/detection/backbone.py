@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from ..config import architecture_arguments, check_sizes, trunk_arguments
 from ..errors import InputError
 from ..models import BLOCKS_PER_STAGE, Architecture, ResNeXt, build_resnext
+from ..models.compiled import check_compile, compile_in_place
 from ..models.precision import resolve_precision
 
 FEATURE = re.compile(r"stem|res[0-9]|p[0-9]")
@@ -32,13 +33,16 @@ def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeXt:
             has no res5, or asks for what the trunk does not do (dilation, deformable layers).
     """
     require_res5(cfg)
-    return build_resnext(
+    trunk = build_resnext(
         **trunk_arguments(cfg),
         out_features=list(cfg.MODEL.RESNETS.OUT_FEATURES),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         precision=precision_of(cfg),
         in_channels=input_shape.channels,
     )
+    if cfg.MODEL.get("COMPILE", False):
+        compile_in_place(trunk, cfg.MODEL.DEVICE)
+    return trunk
 
 
 @BACKBONE_REGISTRY.register()
@@ -108,9 +112,11 @@ def check_detector(cfg: CfgNode) -> None:
 
     Raises:
         InputError: a network refuses the config, or Detectron2 cannot build it; or images are too
-            small for it.
+            small for it; or a compiler that MODEL.COMPILE needs is missing.
     """
     check_image_sizes(cfg)
+    if cfg.MODEL.get("COMPILE", False):
+        check_compile(cfg.MODEL.DEVICE, cfg.MODEL.REGROUP, cfg.MODEL.RECOMPUTE)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"

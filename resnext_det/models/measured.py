@@ -4,6 +4,7 @@ The choice changes rounding, so it is kept: the same command on the same machine
 the next time. ``RESNEXT_DET_CACHE`` names another folder than ``~/.cache/resnext_det``.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -17,13 +18,26 @@ from pathlib import Path
 
 import torch
 
-from .regroup import PRODUCT, Merge, backward_part, forward_part, is_product
+from .regroup import (
+    PRODUCT,
+    Merge,
+    backward_part,
+    drop,
+    forward_part,
+    is_dropped,
+    is_product,
+    own_kernels,
+    tiles,
+)
 
 logger = logging.getLogger(__name__)
 
 PARTS = Merge._fields
 WIDEST = 64  # channels a merged group has at most: beyond it the zeros cost more than they save
 GAIN = 0.9  # a merge is taken where it needs less than this part of the plain time
+# Largest difference of our own kernels from the library, as a part of its largest value: TF32 keeps
+# ten bits of a factor, bf16 seven of a result, and a wrong place in memory gives about 1.
+TOLERANCES = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 RUNS = 3
 FILE = "regroup.json"
 
@@ -115,6 +129,8 @@ class MeasuredRegrouping:
             os.replace(aside, self.path)
         except OSError as error:
             logger.info("%s cannot be written (%s): kept in this process", self.path, error)
+            with contextlib.suppress(OSError):  # it may not be there
+                aside.unlink()
             self.path = None
 
 
@@ -133,7 +149,9 @@ def processor() -> str:
 
 def _machine(kind: str) -> str:
     if kind == "cuda":
-        return torch.cuda.get_device_name()
+        kernels = own_kernels()
+        triton = "no Triton" if kernels is None else f"Triton {kernels.triton.__version__}"
+        return f"{torch.cuda.get_device_name()}, {triton}"
     return f"{processor()} x {torch.get_num_threads()}"
 
 
@@ -141,6 +159,8 @@ def measure(
     x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int
 ) -> dict[str, dict[int, float]]:
     """Milliseconds of each part of a layer's step by merge, on random tensors of this shape.
+
+    Kernels of our own (`regroup.tiles`) are among them once they have given the library's result.
 
     Returns:
         {"forward" | "grad_input" | "grad_weight": {merge: median milliseconds}}.
@@ -160,17 +180,46 @@ def measure(
         inputs, own = random(x.shape), random(weight.shape)
         outputs = torch.nn.functional.conv2d(inputs, own, None, stride, pad, 1, groups)
         grad = random(outputs.shape)
-        times: dict[str, dict[int, float]] = {part: {} for part in PARTS}
         merges = candidates(groups, weight.shape[1])
         merges += [PRODUCT] * is_product(weight, stride, groups)
         place = (stride, pad, (1, 1), groups)
-        for merge in merges:
-            run = partial(forward_part, inputs, own, None, place, merge)
-            times["forward"][merge] = _median_ms(run, kind)
-            for part in ("grad_input", "grad_weight"):
-                run = partial(backward_part, part, grad, inputs, own, place, merge)
-                times[part][merge] = _median_ms(run, kind)
+        runs: dict[str, Callable[[int], torch.Tensor]] = {
+            "forward": partial(forward_part, inputs, own, None, place)
+        }
+        for part in ("grad_input", "grad_weight"):
+            runs[part] = partial(backward_part, part, grad, inputs, own, place)
+        times = {
+            part: {merge: _median_ms(partial(run, merge), kind) for merge in merges}
+            for part, run in runs.items()
+        }
+        for merge in tiles(inputs, own, stride, groups):
+            for part, run in runs.items():
+                times[part] |= _measured_tile(part, merge, run, kind)
     return times
+
+
+def _measured_tile(part: str, merge: int, run: Callable, kind: str) -> dict[int, float]:
+    """{merge: milliseconds}, or {} where our own kernel fails."""
+    if not agrees(part, merge, run):
+        return {}
+    taken = _median_ms(partial(run, merge), kind)
+    return {} if is_dropped(part, merge) else {merge: taken}
+
+
+def agrees(part: str, merge: int, run: Callable[[int], torch.Tensor]) -> bool:
+    """Whether one of `regroup.tiles` computes what the library does; if not, it is dropped.
+
+    Args:
+        run: the part, as a function of the merge.
+    """
+    found, expected = run(merge), run(1)
+    if is_dropped(part, merge):  # it has failed, and the library stood in for it
+        return False
+    largest = expected.float().abs().max()
+    error = float((found.float() - expected.float()).abs().max() / largest)
+    if not error <= TOLERANCES[expected.dtype]:  # not a number is no agreement either
+        drop(part, merge, f"it is off by {error:.2g} of the largest value")
+    return not is_dropped(part, merge)
 
 
 def _median_ms(run: Callable[[], object], kind: str) -> float:
@@ -200,7 +249,8 @@ def rows(known: dict[str, dict[str, dict[int, float]]]) -> list[tuple[str, ...]]
     """A line a layer of `MeasuredRegrouping.known`: its shape, and of each part what was chosen.
 
     "4: 1.04 of 1.98" is four groups as one, and milliseconds beside those of the plain
-    convolution; "product" a product of matrices, "-" the plain convolution.
+    convolution; "product" a product of matrices, "blocks of 32" our own kernel on so many
+    channels, "-" the plain convolution.
     """
     found = []
     for key, times in sorted(known.items()):
@@ -210,7 +260,8 @@ def rows(known: dict[str, dict[str, dict[int, float]]]) -> list[tuple[str, ...]]
 
 
 def _in_words(times: dict[int, float], merge: int) -> str:
-    name = "product" if merge == PRODUCT else str(merge)
+    name = f"blocks of {-merge}" if merge < 0 else str(merge)
+    name = "product" if merge == PRODUCT else name
     return "-" if merge == 1 else f"{name}: {times[merge]:.2f} of {times[1]:.2f}"
 
 

@@ -7,14 +7,26 @@ faster; forward, gradient of the input and gradient of the weight each have a be
 
 A 1x1 convolution of stride 1 is a product of matrices, pixels by channels, and may be computed as
 one; its weight's gradient then is a product too, which oneDNN does sooner than its convolution's.
+
+On a GPU with Triton, a grouped 3x3 convolution may also be computed by kernels of our own
+(`triton_conv`). One that fails, in whatever way, is left out, and the library goes on.
 """
 
+import functools
+import importlib
+import importlib.util
+import logging
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from ..errors import one_line
+
+logger = logging.getLogger(__name__)
 
 PRODUCT = 0  # in place of a number of groups: a product of matrices
 
@@ -23,7 +35,8 @@ class Merge(NamedTuple):
     """How many groups are computed as one, in each of a layer's three convolutions.
 
     Each divides the number of groups; 1 leaves the groups as they are. `PRODUCT`, for a 1x1
-    convolution of stride 1 without groups, is a product of matrices.
+    convolution of stride 1 without groups, is a product of matrices. -n, for a grouped 3x3 on a
+    GPU, is our own kernel with blocks of n channels (see `tiles`).
     """
 
     forward: int = 1
@@ -92,7 +105,7 @@ class _Regrouped(torch.autograd.Function):
         if needs_weight:
             merge = ctx.merge.grad_weight
             merged = backward_part("grad_weight", grad, x, weight, ctx.place, merge)
-            grad_weight = diagonal_blocks(merged, ctx.place[3], merge or 1)
+            grad_weight = diagonal_blocks(merged, ctx.place[3], max(merge, 1))
         grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias and needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
@@ -128,6 +141,57 @@ def _product_backward(grad, x, weight, which: str) -> torch.Tensor:
     return (as_matrix(grad).t() @ as_matrix(x)).reshape(weight.shape)
 
 
+@functools.cache
+def own_kernels() -> ModuleType | None:
+    """`triton_conv`; None where Triton is not installed, or does not load."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return importlib.import_module(".triton_conv", __package__)
+    except Exception as error:  # such as a Triton of another torch's
+        logger.warning("no kernels of our own, Triton does not load: %s", one_line(error))
+        return None
+
+
+def tiles(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], groups: int) -> list[int]:
+    """The merges that stand for our own kernels, for this layer: [-16, -32], or [] off a GPU.
+
+    Args:
+        x, weight: as for `regrouped_conv2d`, in the type that is computed in.
+    """
+    kernels = own_kernels() if x.device.type == "cuda" else None
+    return [] if kernels is None else [-n for n in kernels.blocks(x, weight, stride, groups)]
+
+
+_dropped: set[tuple[str, int]] = set()  # parts and kernels that have failed in this process
+
+
+def drop(part: str, merge: int, why: object) -> None:
+    """Leave one of `tiles` out from now on; the first one is told, for the others fail alike."""
+    logger.log(
+        logging.DEBUG if _dropped else logging.WARNING,
+        "our own kernel is left out where it fails, the library's is used: %s, %d channels: %s",
+        part,
+        -merge,
+        one_line(why),
+    )
+    _dropped.add((part, merge))
+
+
+def is_dropped(part: str, merge: int) -> bool:
+    return (part, merge) in _dropped
+
+
+def _tiled(part: str, merge: int, *arguments) -> torch.Tensor | None:
+    """A part by our own kernel; None where it fails, or has failed before."""
+    if not is_dropped(part, merge):
+        try:
+            return getattr(own_kernels(), part)(*arguments, -merge)
+        except Exception as error:  # compilers and drivers have many kinds of them
+            drop(part, merge, error)
+    return None
+
+
 Place = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 
 
@@ -141,6 +205,11 @@ def forward_part(
     """
     if merge == PRODUCT:
         return _product(x, weight, bias)
+    if merge < 0:
+        out = _tiled("forward", merge, x, weight, bias, place)
+        if out is not None:
+            return out
+        merge = 1
     *where, groups = place
     return F.conv2d(x, block_diagonal(weight, groups, merge), bias, *where, groups // merge)
 
@@ -157,6 +226,11 @@ def backward_part(
     """
     if merge == PRODUCT:
         return _product_backward(grad, x, weight, part)
+    if merge < 0:
+        out = _tiled(part, merge, grad, x, weight, place)
+        if out is not None:
+            return out
+        merge = 1
     *where, groups = place
     wanted = [part == "grad_input", part == "grad_weight", False]
     merged = block_diagonal(weight, groups, merge)
