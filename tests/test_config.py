@@ -521,7 +521,8 @@ def test_header_says_how_to_run_it(path):
         assert path.name in (ROOT / tool).read_text()
     keys = [word for word in words if re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word)]
     assert set(keys) <= set(flatten(get_cfg()))
-    accepted = (ROOT / tool).read_text() + (ROOT / "resnext_det/engine/launch.py").read_text()
+    sources = (tool, "resnext_det/engine/launch.py", "resnext_det/detection/data_flags.py")
+    accepted = "".join((ROOT / source).read_text() for source in sources)
     for flag in (word for word in words if word.startswith("--")):
         either = flag, re.sub("train|val", "{split}", flag)
         assert any(f'"{written}"' in accepted for written in either), flag

@@ -11,13 +11,12 @@ import argparse
 import json
 
 from resnext_det import capacity
+from resnext_det.command_line import Parser
 from resnext_det.errors import InputError, exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("name", nargs="?", help='for instance "X50_32x4d", "R200_1x64d"')
     parser.add_argument("--image-size", help="pixels, height and width (default 224; CIFAR 32)")
     parser.add_argument("--num-classes", help="of the head (default 1000; CIFAR 10)")
@@ -26,7 +25,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", help="parameters of one template (Eq. 4), with --cardinality")
     parser.add_argument("--regrouping", action="store_true", help="what this machine measured")
     parser.add_argument("--json", action="store_true", help="the same as JSON, not rounded")
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
     args = parser.parse_args()
     for flag in ("image_size", "num_classes", "cardinality", "budget"):
         setattr(args, flag, whole(flag, getattr(args, flag)))

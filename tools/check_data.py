@@ -10,18 +10,18 @@ import argparse
 import sys
 from pathlib import Path
 
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.detection import data_report, data_text
+from resnext_det.detection.data_flags import given_pair
 from resnext_det.engine.run import write_json
-from resnext_det.errors import InputError, exit_cleanly
+from resnext_det.errors import exit_cleanly
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "custom" / "small.yaml"
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("annotations", metavar="JSON", help="COCO-format annotations")
     parser.add_argument("images", metavar="IMAGES", help="image folder")
     parser.add_argument("--val-json", help="a second set, compared with the first")
@@ -36,17 +36,14 @@ def parse() -> argparse.Namespace:
         default="output/check_data",
         help='for the sheets, default %(default)s; "" draws none',
     )
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
-    return parser.parse_intermixed_args()
+    parser.add_overrides()
+    return parser.parse_with_overrides()
 
 
 def sets_of(args: argparse.Namespace) -> list[tuple[str, str]]:
     """(JSON, image folder) of each set."""
-    if bool(args.val_json) != bool(args.val_images):
-        given, lacking = ("json", "images") if args.val_json else ("images", "json")
-        raise InputError("command line", f"--val-{given} is given alone", f"add --val-{lacking}")
-    second = [(args.val_json, args.val_images)] if args.val_json else []
-    return [(args.annotations, args.images), *second]
+    second = given_pair(args, "val")
+    return [(args.annotations, args.images), *([second] if second else [])]
 
 
 @exit_cleanly

@@ -11,6 +11,7 @@ its family.
 
 import argparse
 
+from resnext_det.command_line import Parser
 from resnext_det.errors import exit_cleanly
 from resnext_det.models import Architecture
 from resnext_det.weights.export import TARGETS, check_target, export_weights
@@ -21,9 +22,7 @@ from resnext_det.weights.reading import Source
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("source", metavar="IN", help="the file to read")
     parser.add_argument("target", metavar="OUT", help="the file to write, which must not exist")
     parser.add_argument("--to", choices=TARGETS, default="resnext_det", help="OUT's layout")

@@ -5,15 +5,17 @@ Draws the data set, trains the classifier, trains the detector's two networks fr
 weights, scores the detector, and leaves pictures. Run again, it goes on where it stopped.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 from resnext_det import plots
 from resnext_det.classification import trainer
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.data.demo import write_demo
 from resnext_det.detection import pipeline
+from resnext_det.engine.folders import make_folder
+from resnext_det.engine.lock import lock_folder
 from resnext_det.engine.run import start_run
 from resnext_det.errors import exit_cleanly
 
@@ -41,15 +43,14 @@ def detect(random_weights: bool) -> Path:
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "--random-weights",
         action="store_true",
         help="train the detector without the classification weights, to compare",
     )
     args = parser.parse_args()
+    lock_folder(make_folder(DATA.parent), "start it elsewhere")  # what it draws is both demos'
     write_demo(DATA)
     if not args.random_weights:
         classify()

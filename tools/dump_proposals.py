@@ -14,6 +14,7 @@ import argparse
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg, override
 from resnext_det.detection import proposal_exchange as exchange
 from resnext_det.detection import proposals
@@ -23,9 +24,7 @@ from resnext_det.errors import exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--output", required=True, help="the file to write, which must not exist")
     parser.add_argument("--format", choices=exchange.FORMATS, default=exchange.FORMATS[0])
     parser.add_argument("--config-file", default="", help="YAML, see configs/")
@@ -34,8 +33,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", help="image folder, with --json")
     parser.add_argument("--from", dest="source", help="convert this proposal file; no RPN is used")
     add_launch_arguments(parser)
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
-    return parser.parse_intermixed_args()
+    parser.add_overrides()
+    return parser.parse_with_overrides()
 
 
 def dump(args: argparse.Namespace) -> None:

@@ -10,17 +10,15 @@ that are there are checked, never written over. See docs/splits.md.
 
 import argparse
 
+from resnext_det.command_line import Parser
 from resnext_det.data.splits import make_splits
 from resnext_det.errors import exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("annotations", metavar="ANNOTATIONS", help="COCO's annotations/ folder")
     parser.add_argument("--to", metavar="DIR", help="folder for the two files (default: the same)")
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
     return parser.parse_args()
 
 

@@ -7,14 +7,13 @@ python tools/make_imagenet5k.py /data/imagenet22k /data/imagenet
 import argparse
 from pathlib import Path
 
+from resnext_det.command_line import Parser
 from resnext_det.data import imagenet5k
 from resnext_det.errors import InputError, exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "imagenet22k", help="folder with <wnid>/<image> or train/<wnid>/<image>: all classes"
     )
@@ -31,7 +30,6 @@ def parse() -> argparse.Namespace:
         "--class-list", help="text file of all wnids, one a line, instead of counting images"
     )
     parser.add_argument("--threads", type=int, default=16, help="folders read at once (default 16)")
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
     args = parser.parse_args()
     for name, value in (("--classes", args.classes), ("--threads", args.threads)):
         if value < 1:

@@ -9,15 +9,14 @@ import argparse
 from pathlib import Path
 
 from resnext_det import plots
+from resnext_det.command_line import Parser
 from resnext_det.errors import InputError, exit_cleanly
 from resnext_det.reproduction.curves import draw_curves
 from resnext_det.reproduction.sizes import draw_params
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     curves = commands.add_parser("curves", help="errors of several runs while they trained")
     curves.add_argument("runs", nargs="+", help="OUTPUT_DIRs of tools/pretrain_imagenet.py")
@@ -36,7 +35,6 @@ def parse() -> argparse.Namespace:
         command.add_argument(
             "--output", required=True, type=Path, help="picture, for instance .png"
         )
-        command.add_argument("--debug", action="store_true", help="a traceback at every refusal")
     return parser.parse_args()
 
 

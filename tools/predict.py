@@ -14,16 +14,16 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.detection import predict_files as files
 from resnext_det.detection.predict import Predictor
+from resnext_det.engine.folders import new_folder
 from resnext_det.errors import InputError, exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--input", nargs="+", default=[], help="images, folders, or one video")
     parser.add_argument("--json", help="or COCO-format annotations, with --images: their own ids")
     parser.add_argument("--images", help="image folder, with --json")
@@ -32,9 +32,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=4, help="images at once, at most")
     parser.add_argument("--json-only", action="store_true", help="write no pictures")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave bad images out")
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
-    return parser.parse_intermixed_args()
+    parser.add_overrides()
+    return parser.parse_with_overrides()
 
 
 def inputs_of(args: argparse.Namespace) -> list[files.Entry] | Path:
@@ -61,7 +60,7 @@ def main() -> None:
     setup_logger(name="resnext_det")
     inputs = inputs_of(args)
     predictor = Predictor(weights, batch_size=args.batch_size, opts=args.opts)
-    folder = files.new_folder(args.output)
+    folder = new_folder(args.output)
     shown = {"least": args.score, "pictures": not args.json_only}
     if isinstance(inputs, Path):
         results = files.predict_video(predictor, inputs, folder, **shown)

@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from resnext_det.classification import evaluation, trainer
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.engine.launch import add_launch_arguments, launch
 from resnext_det.engine.logs import log_to_console
@@ -27,16 +28,14 @@ PAPER_RECIPE = Path(__file__).parents[1] / "configs" / "imagenet" / "X50_32x4d.y
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--config-file", help="YAML (default: the paper's X-50 recipe)")
     resume = "go on with the run in OUTPUT_DIR; MODEL.WEIGHTS are not read then"
     parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
     add_launch_arguments(parser)
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
-    return parser.parse_intermixed_args()  # flags and overrides in any order
+    parser.add_overrides()
+    return parser.parse_with_overrides()
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,11 +9,10 @@ import argparse
 from pathlib import Path
 
 from resnext_det.classification import cardinality, studies
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.data import sets
-from resnext_det.engine.folders import make_folder
-from resnext_det.engine.logs import log_to
-from resnext_det.engine.run import start_run
+from resnext_det.engine.run import start_run, take_folder
 from resnext_det.errors import InputError, exit_cleanly
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +21,7 @@ STUDY = ROOT / "configs" / "cifar" / "cardinality.yaml"
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("what", choices=("cifar-cardinality", "seeds"))
     parser.add_argument("--config-file", help="the recipe (seeds: required)")
     parser.add_argument("--seeds", type=int, default=3, help="runs a setting (default 3)")
@@ -34,9 +31,8 @@ def parse() -> argparse.Namespace:
         default=None,
         help="runs beside each other (default: a core each on a CPU, 1 on a GPU)",
     )
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides for every run")
-    args = parser.parse_intermixed_args()
+    parser.add_overrides("KEY VALUE overrides for every run")
+    args = parser.parse_with_overrides()
     for name, value in (("--seeds", args.seeds), ("--jobs", args.jobs)):
         if value is not None and value < 1:
             raise InputError("command line", f"{name} is {value}", "give 1 or more")
@@ -56,7 +52,7 @@ def main() -> None:
     jobs = args.jobs or (studies.cores() if cfg.MODEL.DEVICE == "cpu" else 1)
     if args.what == "seeds":
         sets.open_both(cfg)  # nor a fault of the data
-    log_to(make_folder(cfg.OUTPUT_DIR))
+    take_folder(cfg.OUTPUT_DIR)
     if args.what == "cifar-cardinality":
         cardinality.study(TOOL, config_file, cfg, args.seeds, args.opts, jobs)
         return

@@ -10,22 +10,20 @@ import argparse
 from pathlib import Path
 
 from resnext_det import runs
+from resnext_det.command_line import Parser
 from resnext_det.errors import InputError, exit_cleanly
 from resnext_det.reproduction.keeping import NAME, default_name, keep, record_in, write
 from resnext_det.reproduction.page import PAGE, RECORDS, document
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="*", help="run folders, shown without being kept")
     parser.add_argument("--add", nargs="+", default=[], help="run folders to keep a record of")
     parser.add_argument("--name", help="of the record that --add writes (default: from the run)")
     parser.add_argument("--data-set", help="a name to read for the data of the runs given")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder (docs/records)")
     parser.add_argument("--output", type=Path, default=PAGE, help="page (docs/reproduction.md)")
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
     args = parser.parse_args()
     check(args)
     return args

@@ -10,8 +10,10 @@ import argparse
 
 from detectron2.config import CfgNode
 
+from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.detection import pipeline, stage_files
+from resnext_det.detection.data_flags import add_data_flags, use_own_data
 from resnext_det.engine.launch import add_launch_arguments, launch
 from resnext_det.engine.logs import log_to_console
 from resnext_det.engine.run import start_run
@@ -19,34 +21,26 @@ from resnext_det.errors import InputError, exit_cleanly
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--config-file", default="", help="YAML, see configs/")
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
     parser.add_argument("--stage", choices=stage_files.STAGES, help="run this stage only")
     parser.add_argument("--eval-only", action="store_true", help="score MODEL.WEIGHTS")
-    for split in ("train", "val"):
-        parser.add_argument(f"--{split}-json", help=f"COCO-format annotations ({split})")
-        parser.add_argument(f"--{split}-images", help=f"image folder ({split})")
+    add_data_flags(parser)
     add_launch_arguments(parser)
-    parser.add_argument("opts", nargs="*", help="KEY VALUE overrides")
-    return parser.parse_intermixed_args()  # flags and overrides in any order
+    parser.add_overrides()
+    return parser.parse_with_overrides()
 
 
-def use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """The four data flags put into DATASETS."""
-    for split, key in (("train", "TRAIN"), ("val", "TEST")):
-        json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
-        if bool(json_file) != bool(images):
-            given, lacking = ("json", "images") if json_file else ("images", "json")
-            raise InputError(
-                "command line", f"--{split}-{given} is given alone", f"add --{split}-{lacking}"
-            )
-        if json_file:
-            name = f"custom_{split}"
-            cfg.DATASETS.COCO_JSON = [*cfg.DATASETS.COCO_JSON, [name, json_file, images]]
-            cfg.DATASETS[key] = (name,)
+def training_cfg(args: argparse.Namespace) -> CfgNode:
+    if not args.config_file:
+        raise InputError(
+            "command line",
+            "--config-file is missing",
+            "add --config-file configs/custom/small.yaml, for own data on a CPU, or another of "
+            "configs/",
+        )
+    return load_cfg(args.config_file, args.opts)
 
 
 def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
@@ -57,8 +51,8 @@ def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
 
 def run(args: argparse.Namespace) -> None:
     log_to_console()
-    cfg = evaluation_cfg(args) if args.eval_only else load_cfg(args.config_file, args.opts)
-    use_own_data(cfg, args)
+    cfg = evaluation_cfg(args) if args.eval_only else training_cfg(args)
+    use_own_data(cfg, args, args.opts, args.eval_only)
     if args.eval_only and "OUTPUT_DIR" not in args.opts[::2]:
         pipeline.use_own_folder(cfg, cfg.MODEL.WEIGHTS)
     old = args.resume or args.eval_only or args.stage

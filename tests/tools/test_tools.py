@@ -67,6 +67,17 @@ REFUSALS = {
         ["train_net.py", "--eval-only"],
         ["MODEL.WEIGHTS", "model_final.safetensors"],
     ),
+    "train_net without a config": (
+        ["train_net.py", "--train-json", "train.json", "--train-images", "."],
+        ["command line: --config-file is missing", "configs/custom/small.yaml"],
+    ),
+    "--train-json without --val-json": (
+        [
+            *("train_net.py", "--config-file", PAPER),
+            *("--train-json", "train.json", "--train-images", "."),
+        ],
+        ["--val-json is missing; add --val-json and --val-images"],
+    ),
     "--train-json alone": (
         ["train_net.py", "--config-file", PAPER, "--train-json", "train.json"],
         ["--train-json is given alone", "add --train-images"],

@@ -1,0 +1,70 @@
+"""The arguments of a tool, whose faults are one line with the nearest right word."""
+
+import argparse
+import difflib
+import re
+from typing import Any, NoReturn
+
+from .errors import InputError, one_line
+
+WHERE = "command line"
+_UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+_CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with the tool's docstring as its help, as it was written.
+
+    A fault is an `InputError`, which `errors.exit_cleanly` shows, and not the whole usage.
+
+    Args:
+        about: the docstring.
+        others: argparse's.
+    """
+
+    def __init__(self, about: str | None = None, **others: Any):
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=about, formatter_class=shape, **others)
+        # Taken out of the command line by errors.exit_cleanly; here for --help.
+        self.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
+
+    def add_overrides(self, about: str = "KEY VALUE overrides") -> None:
+        """``opts``: config keys and values, for `parse_with_overrides`."""
+        self.add_argument("opts", nargs="*", help=about)
+
+    def parse_with_overrides(self) -> argparse.Namespace:
+        """Flags and overrides in any order. Raises InputError as the class says."""
+        args = self.parse_intermixed_args()
+        for word in args.opts[::2]:
+            if f"--{word}" in self._option_string_actions:
+                raise InputError(WHERE, f"{word} is a flag", f"write --{word}")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError in place of argparse's exit."""
+        raise InputError(WHERE, *self._told(message))
+
+    def _told(self, message: str) -> tuple[str, str]:
+        """(found, mend) for what argparse says."""
+        if unknown := _UNKNOWN.match(message):
+            return self._unknown_flag(unknown[1])
+        if choice := _CHOICE.match(message):
+            choices = re.findall(r"[^\s,']+", choice[3])
+            nearest = _nearest(choice[2], choices)
+            found = f"{choice[1]} is {one_line(choice[2])}"
+            return found, f"did you mean {nearest}?" if nearest else f"choose from {choice[3]}"
+        return one_line(message), "--help lists all arguments"
+
+    def _unknown_flag(self, word: str) -> tuple[str, str]:
+        flag = word.split("=")[0]
+        if re.fullmatch(r"--?[A-Z][A-Z_]*(\.\w+)*", flag):
+            return f"{one_line(flag)} is a config key", f"write {flag.lstrip('-')} VALUE"
+        nearest = _nearest(flag, self._option_string_actions)
+        found = f"there is no flag {one_line(flag)}"
+        return found, f"did you mean {nearest}?" if nearest else "--help lists all arguments"
+
+
+def _nearest(word: str, known) -> str | None:
+    """The likest of ``known``; None where nothing is like it."""
+    alike = difflib.get_close_matches(word.replace("_", "-"), list(known), n=1)
+    return alike[0] if alike else None
