@@ -31,11 +31,16 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # convolution, sum and ReLU where there is one (models/folding.py); equal to rounding.
     cfg.MODEL.FUSE = True
     # "auto": a grouped convolution is computed with as many groups as a short measurement finds
-    # fastest here (models/measured.py); "off": with C. Equal to rounding.
+    # fastest here, or on a GPU by a kernel of our own where that is (models/measured.py); "off":
+    # with C. Equal to rounding.
     cfg.MODEL.REGROUP = "auto"
     # True: blocks compute their inner features again in the backward pass instead of keeping them:
     # less memory, a third more time, the same numbers.
     cfg.MODEL.RECOMPUTE = False
+    # True: the trunk by torch.compile (models/compiled.py), meant for GPUs; on a CPU it was slower
+    # (docs/speed.md). Costs a minute or so at the first batch of a shape, wants REGROUP "off" and
+    # RECOMPUTE False, and leaves FUSE to the compiler. Equal to rounding.
+    cfg.MODEL.COMPILE = False
     # Stride of res5's first block on RoIs. Neither the paper nor He et al. 2016 say how a RoI
     # becomes res5's 7 x 7: 2 with POOLER_RESOLUTION 14, as in the trunk and in Detectron, or 1 with
     # POOLER_RESOLUTION 7, the size that py-faster-rcnn pools to for VGG-16.
@@ -123,6 +128,15 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATA.TEST_BATCH_SIZE = 100
 
 
+def _add_loader_keys(cfg: CfgNode) -> None:
+    # One seed fixes every draw, and on a CPU every sum. True: on GPUs too, where there are kernels
+    # that sum in one order; slower, and RoI pooling has none in training (engine/seeding.py).
+    cfg.DETERMINISTIC = False
+    # True: for training, JPEGs far larger than the network's input are decoded at a half, a quarter
+    # or an eighth of their sides (data/reduced.py): sooner, and not the same pixels.
+    cfg.DATALOADER.REDUCED_DECODE = False
+
+
 def _add_check_keys(cfg: CfgNode) -> None:
     # What is done about a faulty data set (docs/data.md); DATASETS.DROP_EMPTY_BOXES is above.
     # Before training every picture's header is read; True: its pixels too.
@@ -175,6 +189,7 @@ def get_cfg() -> CfgNode:
     _add_model_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
+    _add_loader_keys(cfg)
     _add_check_keys(cfg)
     _add_proposal_keys(cfg)
     _add_exchange_keys(cfg)

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -14,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import InputError
 from .images import read_rgb
+from .reduced import reader_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,14 @@ class ClassFolders(ImageFolder):
     Args:
         root: holds a folder a class.
         transform: of a sample's image.
+        read: a file as an image, `images.read_rgb` or of reduced ones.
 
     Raises:
         InputError: there are no class folders, some hold no image, or one cannot be listed.
     """
 
-    def __init__(self, root: str, transform: nn.Module):
-        super().__init__(root, transform=transform, loader=read_rgb)
+    def __init__(self, root: str, transform: nn.Module, read: Callable = read_rgb):
+        super().__init__(root, transform=transform, loader=read)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Class names in the order of their labels, and the label of each."""
@@ -159,12 +161,22 @@ def class_folder(cfg: CfgNode, split: str, transform: nn.Module) -> ClassFolders
     """
     folder = Path(cfg.DATA.ROOT, split)
     if not folder.is_dir():
+        better = _better_root(Path(cfg.DATA.ROOT), split)
         raise InputError(
             folder.resolve(),
-            f"no images found; the layout looked for is {LAYOUT} (others: docs/images.md)",
-            "set DATA.ROOT to your data set, or run `make demo`, which needs no data",
+            f"no images found; the layout looked for is {LAYOUT}, or a CIFAR archive's folder, "
+            "or a .npz file (docs/images.md)",
+            f"set DATA.ROOT to {better}, which has {split}/"
+            if better
+            else "set DATA.ROOT to your data set, or run `make demo`, which needs no data",
         )
-    return ClassFolders(str(folder), transform)
+    return ClassFolders(str(folder), transform, reader_of(cfg, split))
+
+
+def _better_root(root: Path, split: str) -> Path | None:
+    """The folder above or below that has the split: DATA.ROOT is often named one level off."""
+    below = sorted(root.glob("*/")) if root.is_dir() else []
+    return next((p for p in (root.resolve().parent, *below) if (p / split).is_dir()), None)
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:

@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from ..errors import InputError
 from . import coco_images
 from .coco_checks import STRICT, Rules, Sizes, check_entries, rules_of
-from .coco_files import missing_file, parse
+from .coco_files import collection_paused, missing_file, parse
 from .coco_paths import find_images, path_of
 from .findings import STOPS, Findings, check_command, log_notices, raise_first
 
@@ -75,6 +75,7 @@ def is_coco(name: str) -> bool:
     return MetadataCatalog.get(name).get("evaluator_type") == "coco"
 
 
+@collection_paused()
 def read_coco(
     json_file: str | Path,
     rules: Rules = STRICT,
@@ -99,7 +100,7 @@ def read_coco(
     """
     content = parse(json_file)
     findings = check_entries(json_file, content, rules, size_reader(image_root))
-    raise_first(findings, check_command(json_file, image_root))
+    raise_first(findings, check_command(json_file, image_root, rules.overrides))
     log_notices(findings)
     return content
 
@@ -143,6 +144,7 @@ def leave_out(content: dict[str, Any], image_ids: frozenset[int] | set[int]) -> 
             content[part] = [entry for entry in content[part] if entry[field] not in image_ids]
 
 
+@collection_paused()
 def load_coco(name: str) -> list[dict[str, Any]]:
     """A registered data set in Detectron2's format: one dict an image, boxes XYWH_ABS pixels.
 
@@ -155,8 +157,8 @@ def load_coco(name: str) -> list[dict[str, Any]]:
     content = read_registered(name)
     findings = Findings(meta.json_file)
     paths = find_images(findings, content["images"], meta.image_root)
-    raise_first(findings.all, check_command(meta.json_file, meta.image_root))
     rules = meta.get("rules", STRICT)
+    raise_first(findings.all, check_command(meta.json_file, meta.image_root, rules.overrides))
     return records_of(content, paths, set_classes(name, content), with_masks=bool(rules.masks))
 
 

@@ -41,7 +41,20 @@ class Rules:
     drop_bad_images: bool = False
     masks: str = ""
 
+    @property
+    def overrides(self) -> list[str]:
+        """The ``KEY VALUE`` words that choose these rules, for a command line."""
+        chosen = [key for key, field in _SWITCHES.items() if getattr(self, field)]
+        words = [word for key in chosen for word in (key, "True")]
+        return words + (["INPUT.MASK_FORMAT", self.masks] if self.masks else [])
 
+
+_SWITCHES = {
+    "DATASETS.DROP_EMPTY_BOXES": "drop_empty_boxes",
+    "DATASETS.RENUMBER_ANNOTATIONS": "renumber_annotations",
+    "DATASETS.DROP_BAD_IMAGES": "drop_bad_images",
+    "MODEL.MASK_ON": "masks",
+}
 STRICT = Rules()
 
 

@@ -79,6 +79,16 @@ def _run_lengths_fault(value: dict, size: tuple[int, int]) -> str:
     return ""
 
 
+LACKING = "has no segmentation, and MODEL.MASK_ON is True"
+NOT_FOR_POLYGONS = "has run lengths, and INPUT.MASK_FORMAT is polygon"
+OF_BOXES = "or set MODEL.MASK_ON False to train on boxes alone"
+KINDS = {  # a fault -> its kind and what to do about it; _OTHERS for all that are not here
+    LACKING: ("object without segmentation", f"draw its outline, {OF_BOXES}"),
+    NOT_FOR_POLYGONS: ("run lengths", f"set INPUT.MASK_FORMAT bitmask, {OF_BOXES}"),
+}
+_OTHERS = ("segmentation that is no mask", f"mend it, {OF_BOXES}")
+
+
 def fault_of(entry: dict, size: tuple[int, int], mask_format: str) -> str:
     """What is wrong with an annotation's segmentation, as the rest of a sentence; "" for nothing.
 
@@ -88,10 +98,10 @@ def fault_of(entry: dict, size: tuple[int, int], mask_format: str) -> str:
     """
     value = entry.get("segmentation")
     if value is None or value == []:
-        return "has no segmentation, and MODEL.MASK_ON is True"
+        return LACKING
     if isinstance(value, dict):
         if mask_format == "polygon" and not entry["iscrowd"]:
-            return "has run lengths, and INPUT.MASK_FORMAT is polygon"
+            return NOT_FOR_POLYGONS
         return _run_lengths_fault(value, size)
     if not (isinstance(value, list) and all(map(_is_polygon, value))):
         return f"has a segmentation that is no list of polygons ({value!r:.40})"
@@ -117,13 +127,8 @@ def check_masks(
     faults = [
         fault_of(entry, sizes[entry["image_id"]], mask_format) for entry in annotations.entries
     ]
-    wrong = np.array([bool(fault) for fault in faults], dtype=bool)
-    findings.add(
-        "segmentation that is no mask",
-        STOPS,
-        np.flatnonzero(wrong),
-        lambda n: (name(n), faults[n]),
-        "mend the segmentation, set MODEL.MASK_ON False, or, for run lengths, "
-        "INPUT.MASK_FORMAT bitmask",
-    )
-    annotations.take_out(wrong)
+    kinds = [KINDS.get(fault, _OTHERS) if fault else None for fault in faults]
+    for kind, mend in (*KINDS.values(), _OTHERS):
+        found = [number for number, its in enumerate(kinds) if its == (kind, mend)]
+        findings.add(kind, STOPS, found, lambda n: (name(n), faults[n]), mend)
+    annotations.take_out(np.array([bool(fault) for fault in faults], dtype=bool))

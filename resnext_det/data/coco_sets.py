@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from ..errors import InputError
 from . import coco
 from .coco_checks import Rules, check_entries, rules_of
-from .coco_files import parse
+from .coco_files import collection_paused, parse
 from .coco_images import Header, read_headers
 from .coco_paths import find_images
 from .coco_pictures import check_pictures
@@ -59,6 +59,7 @@ class CheckedSet:
         return [finding for finding in self.findings if finding.severity == STOPS]
 
 
+@collection_paused()
 def check_set(
     json_file: str | Path,
     image_root: str | Path,
@@ -79,7 +80,9 @@ def check_set(
     """
     content = parse(json_file)
     findings = Findings(json_file)
+    as_given = content["annotations"]
     findings.all += check_entries(json_file, content, rules, coco.size_reader(image_root))
+    unmended = as_given if any(f.severity == STOPS for f in findings.all) else ()
     drop = rules.drop_bad_images
     paths = find_images(findings, content["images"], image_root, drop=drop)
     headers = dict(zip(paths, read(list(paths.values())), strict=True))
@@ -90,7 +93,11 @@ def check_set(
         coco.leave_out(content, bad)
     table = table_of(content)
     check_whole(
-        findings, table, most_detections=most_detections, drops_empty_images=drops_empty_images
+        findings,
+        table,
+        most_detections=most_detections,
+        drops_empty_images=drops_empty_images,
+        unmended=unmended,
     )
     return CheckedSet(
         json_file=str(json_file),
@@ -173,7 +180,9 @@ def _check_one(cfg: CfgNode, name: str) -> dict[int, str]:
         drops_empty_images=is_trained and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
     log_notices(checked.findings)
-    raise_first(checked.findings, check_command(meta.json_file, meta.image_root))
+    raise_first(
+        checked.findings, check_command(meta.json_file, meta.image_root, rules_of(cfg).overrides)
+    )
     meta.bad_images = checked.bad_images
     coco.set_classes(name, checked.content)
     return checked.paths

@@ -1,5 +1,8 @@
 """What no single entry of a COCO file shows, but the whole set does."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from .coco_table import BoxTable
@@ -14,21 +17,30 @@ FEW_BOXES = 20  # with fewer it may be chance, which is only told
 
 
 def check_whole(
-    findings: Findings, table: BoxTable, *, most_detections: int, drops_empty_images: bool
+    findings: Findings,
+    table: BoxTable,
+    *,
+    most_detections: int,
+    drops_empty_images: bool,
+    unmended: Iterable[Any] = (),
 ) -> None:
     """Record what is odd about the set.
 
     Args:
         most_detections: TEST.DETECTIONS_PER_IMAGE.
         drops_empty_images: DATALOADER.FILTER_EMPTY_ANNOTATIONS.
+        unmended: annotations as they stand in the file, where some are at fault and missing in
+            ``table``: what they name is not said to be without objects.
     """
     _check_corners(findings, table)
     _check_crowds(findings, table)
     _check_duplicates(findings, table)
     _check_specks(findings, table)
     _check_crammed(findings, table, most_detections)
-    _check_empty_images(findings, table, drops_empty_images)
-    _check_classes(findings, table)
+    unmended = [entry for entry in unmended if isinstance(entry, dict)]
+    images = {e["image_id"] for e in unmended if type(e.get("image_id")) is int}
+    _check_empty_images(findings, table, drops_empty_images, images)
+    _check_classes(findings, table, complete=not unmended)
 
 
 def _check_corners(findings: Findings, table: BoxTable) -> None:
@@ -114,13 +126,15 @@ def _check_crammed(findings: Findings, table: BoxTable, most: int) -> None:
     )
 
 
-def _check_empty_images(findings: Findings, table: BoxTable, drops: bool) -> None:
+def _check_empty_images(findings: Findings, table: BoxTable, drops: bool, named: set[int]) -> None:
     crowds = np.bincount(table.image[table.is_crowd], minlength=len(table.sizes))
+    # Not np.isin: an id that is named may be larger than any integer of numpy's.
+    of_others = np.array([id_ in named for id_ in table.image_ids.tolist()], dtype=bool)
     key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
     findings.add(
         "image without objects",
         DROPPED if drops else NOTICED,
-        np.flatnonzero(table.objects_per_image() == 0),
+        np.flatnonzero((table.objects_per_image() == 0) & ~of_others),
         lambda n: (
             f"image {table.image_ids[n]}",
             f"has {crowds[n]} crowds and no object" if crowds[n] else "has no annotation",
@@ -131,9 +145,9 @@ def _check_empty_images(findings: Findings, table: BoxTable, drops: bool) -> Non
     )
 
 
-def _check_classes(findings: Findings, table: BoxTable) -> None:
+def _check_classes(findings: Findings, table: BoxTable, complete: bool) -> None:
     objects = np.bincount(table.category[~table.is_crowd], minlength=len(table.class_names))
-    unused = np.flatnonzero(objects == 0) if len(table) else []
+    unused = np.flatnonzero(objects == 0) if len(table) and complete else []
     findings.add(
         "category without objects",
         NOTICED,

@@ -95,10 +95,16 @@ class Findings:
         )
 
 
-def check_command(json_file: str | Path, image_root: str | Path | None) -> str:
-    """The command that lists everything, for a shell."""
+def check_command(
+    json_file: str | Path, image_root: str | Path | None, overrides: Sequence[str] = ()
+) -> str:
+    """The command that lists everything, for a shell.
+
+    Args:
+        overrides: ``KEY VALUE`` words, see `coco_checks.Rules.overrides`.
+    """
     folder = "IMAGES" if image_root is None else shlex.quote(str(image_root))
-    return f"{TOOL} {shlex.quote(str(json_file))} {folder}"
+    return " ".join([TOOL, shlex.quote(str(json_file)), folder, *overrides])
 
 
 def raise_first(findings: Iterable[Finding], command: str) -> None:

@@ -33,7 +33,9 @@ _DEPTH_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 _16_BIT_AS_I = ("PNG", "PPM")  # formats that hold 16 bits at most where Pillow says "I"
 
 
-def read_rgb(source: str | Path | bytes, name: str | Path | None = None) -> Image.Image:
+def read_rgb(
+    source: str | Path | bytes, name: str | Path | None = None, *, short_side: int = 0
+) -> Image.Image:
     """An image as 8-bit RGB, by the rules of docs/images.md: the reader of classification and
     detection, in training, evaluation and prediction.
 
@@ -43,6 +45,8 @@ def read_rgb(source: str | Path | bytes, name: str | Path | None = None) -> Imag
     Args:
         source: an image file, or the content of one.
         name: what messages call a content; a file is called by its path.
+        short_side: of a JPEG that is larger, so many pixels at least are decoded (`reduced`); 0:
+            all.
 
     Raises:
         InputError: the source is not a whole image, has pixels without a fixed range (float,
@@ -58,6 +62,8 @@ def read_rgb(source: str | Path | bytes, name: str | Path | None = None) -> Imag
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 if image.format in PROGRAMS:
                     raise _unreadable(name, IS_PROGRAM, "convert it to PNG or JPEG")
+                if short_side:
+                    image.draft(None, (short_side, short_side))  # other kinds than JPEG stay
                 image.load()  # before the tag is asked for: some formats are turned by this
                 return to_rgb(_upright(image), image.format, name)
     except InputError:
@@ -71,11 +77,12 @@ def read_rgb(source: str | Path | bytes, name: str | Path | None = None) -> Imag
         raise _unreadable(name, _reason(error, source), mend) from error
 
 
-def read_array(path: str | Path, pixel_format: str = "RGB") -> np.ndarray:
+def read_array(path: str | Path, pixel_format: str = "RGB", *, short_side: int = 0) -> np.ndarray:
     """An image's pixels by the rules of `read_rgb`, as detectors take them.
 
     Args:
         pixel_format: "RGB" or "BGR", the order of the channels (INPUT.FORMAT).
+        short_side: as of `read_rgb`.
 
     Returns:
         uint8 (H, W, 3), contiguous and writable; H and W are those of the upright image.
@@ -86,7 +93,7 @@ def read_array(path: str | Path, pixel_format: str = "RGB") -> np.ndarray:
     if pixel_format not in PIXEL_FORMATS:
         mend = f"choose one of {', '.join(PIXEL_FORMATS)}"
         raise InputError("INPUT.FORMAT", f"is {pixel_format!r}, no order of three channels", mend)
-    image = read_rgb(path)
+    image = read_rgb(path, short_side=short_side)
     content = image.tobytes("raw", pixel_format)  # sooner than a reversal in NumPy
     return np.frombuffer(content, np.uint8).reshape(image.height, image.width, 3).copy()
 

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError, shown
 from .images import read_rgb
+from .reduced import reader_of
 from .user_files import read_file
 
 logger = logging.getLogger(__name__)
@@ -69,19 +70,26 @@ class ListSet(Dataset):
         classes: a label is an index of it; a class may have no image.
         folder: what the paths are relative to.
         root: the list itself, for messages.
+        read: a file as an image, `images.read_rgb` or of reduced ones.
     """
 
     def __init__(
-        self, entries: Entries, classes: list[str], folder: Path, root: str, transform: nn.Module
+        self,
+        entries: Entries,
+        classes: list[str],
+        folder: Path,
+        root: str,
+        transform: nn.Module,
+        read: Callable = read_rgb,
     ):
         self.entries, self.classes, self.folder = entries, list(classes), folder
-        self.root, self.transform = root, transform
+        self.root, self.transform, self.read = root, transform, read
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> tuple:
-        image = read_rgb(self.folder / self.entries.path(index))
+        image = self.read(self.folder / self.entries.path(index))
         return self.transform(image), int(self.entries.labels[index])
 
 
@@ -118,7 +126,8 @@ def open_list(cfg: CfgNode, split: str, transform: nn.Module) -> ListSet:
     entries, classes = read_list(path)
     if split == "val" and cfg.DATA.EVAL_CLASSES:
         _check_eval_classes(entries, len(classes), cfg.DATA.EVAL_CLASSES, path)
-    data = ListSet(entries, classes, Path(cfg.DATA[key]), path, transform)
+    read = reader_of(cfg, split)
+    data = ListSet(entries, classes, Path(cfg.DATA[key]), path, transform, read)
     for index in np.linspace(0, len(data) - 1, min(len(data), _PROBES)).astype(int).tolist():
         image = data.folder / entries.path(index)
         if not image.is_file():

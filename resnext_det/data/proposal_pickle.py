@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import InputError, shown
-from .proposals import ProposalFile, written_aside
+from ..writing import open_whole
+from .proposals import ProposalFile
 
 OLD_NAMES = {"indexes": "ids", "scores": "objectness_logits"}
 XYXY_ABS, XYWH_ABS = 0, 1  # values of Detectron2's BoxMode
@@ -152,7 +153,7 @@ def write_pickle(path: str | Path, stored: ProposalFile) -> None:
 
     One image at a time is in memory.
     """
-    with written_aside(path) as out:
+    with open_whole(path) as out:
         out.write(_START)
         for name, one in (("ids", _integer), ("boxes", None), ("objectness_logits", None)):
             out.write(_text(name) + b"]")

@@ -10,18 +10,17 @@ The rows are written as they are made and the file is put together at the end, s
 writing nor reading holds more than one image's proposals in memory.
 """
 
+import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError, shown
+from ..writing import open_whole, told_of_writing, write_array
 
 FORMAT = "resnext_det proposals 1"
 BOX_MODE = "XYXY_ABS"
@@ -35,19 +34,27 @@ def by_score(boxes: np.ndarray, objectness_logits: np.ndarray) -> tuple[np.ndarr
     return boxes[order], objectness_logits[order]
 
 
+def parts_of(path: str | Path) -> Path:
+    """The folder in which processes collect what `join_parts` puts into the file ``path``."""
+    return Path(f"{path}.parts")
+
+
 class ProposalWriter:
     """Collects one process's proposals in ``<path>.parts/``; see `join_parts`.
 
     Args:
         path: where the joined file will stand.
         part: this process's number.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; as `add` and `close`.
     """
 
     def __init__(self, path: str | Path, part: int = 0):
-        self.folder = Path(f"{path}.parts")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.part = part
-        self.files = {name: open(self._file(name), "wb") for name in ROW_BYTES}
+        self.path, self.folder, self.part = path, parts_of(path), part
+        with told_of_writing(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.files = {name: open(self._file(name), "wb") for name in ROW_BYTES}
         self.ids: list[int] = []
         self.counts: list[int] = []
 
@@ -57,15 +64,24 @@ class ProposalWriter:
     def add(self, image_id: int, boxes: np.ndarray, objectness_logits: np.ndarray) -> None:
         """``boxes`` (N, 4) XYXY in original pixels, ``objectness_logits`` (N,); any order."""
         boxes, logits = by_score(boxes, objectness_logits)
-        self.files["boxes"].write(np.ascontiguousarray(boxes, "<f4").tobytes())
-        self.files["objectness_logits"].write(np.ascontiguousarray(logits, "<f4").tobytes())
+        with told_of_writing(self.path):
+            self.files["boxes"].write(np.ascontiguousarray(boxes, "<f4").tobytes())
+            self.files["objectness_logits"].write(np.ascontiguousarray(logits, "<f4").tobytes())
         self.ids.append(int(image_id))
         self.counts.append(len(logits))
 
     def close(self) -> None:
+        index = np.array([self.ids, self.counts], np.int64)
+        with told_of_writing(self.path):
+            for file in self.files.values():
+                file.close()
+        write_array(self.folder / f"{self.part}.index.npy", index)
+
+    def discard(self) -> None:
+        """Close the files of a part that is not used."""
         for file in self.files.values():
-            file.close()
-        np.save(self.folder / f"{self.part}.index.npy", np.array([self.ids, self.counts], np.int64))
+            with contextlib.suppress(OSError):  # of what a full disk has not taken
+                file.close()
 
 
 def join_parts(
@@ -78,9 +94,9 @@ def join_parts(
         made_with: what the boxes depend on, to notice later that it has changed.
 
     Raises:
-        InputError: an image id appears twice.
+        InputError: an image id appears twice, or the disk is full.
     """
-    path, folder = Path(path), Path(f"{path}.parts")
+    path, folder = Path(path), parts_of(path)
     index = [np.load(folder / f"{part}.index.npy", allow_pickle=False) for part in range(parts)]
     ids = np.concatenate([i[0] for i in index])
     counts = np.concatenate([i[1] for i in index])
@@ -94,26 +110,13 @@ def join_parts(
             "give every image of the data set an id of its own",
         )
     offsets = np.concatenate([[0], np.cumsum(counts[order])]).astype("<i8")
-    with written_aside(path) as out:
+    with open_whole(path) as out:
         _write_header(out, ids, offsets, {"source": source, **(made_with or {})})
         out.write(ids[order].astype("<i8").tobytes())
         out.write(offsets.tobytes())
         for name, size in ROW_BYTES.items():
             _copy_rows(out, folder, name, size, order, part_of, starts, counts)
     shutil.rmtree(folder)
-
-
-@contextmanager
-def written_aside(path: str | Path) -> Iterator[BinaryIO]:
-    """A file beside ``path`` to write to, which takes its place when all went well."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as out:
-            yield out
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_proposals(
@@ -131,7 +134,7 @@ def write_proposals(
         writer.close()
         join_parts(path, 1, source)
     except BaseException:
-        writer.close()
+        writer.discard()
         shutil.rmtree(writer.folder, ignore_errors=True)
         raise
 

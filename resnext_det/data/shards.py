@@ -22,6 +22,7 @@ import re
 import tarfile
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,7 @@ from ..errors import InputError, shown
 from .class_folders import list_folder
 from .images import read_rgb
 from .npz import DamagedArrays, load_arrays
+from .reduced import reader_of
 from .shard_files import cannot_be_read, read_shard
 from .user_files import read_file
 
@@ -192,11 +194,19 @@ class ShardSet(Dataset):
         index: where the images lie.
         classes: a label is an index of it.
         root: the folder, for messages.
+        read: a content as an image, `images.read_rgb` or of reduced ones.
     """
 
-    def __init__(self, index: Index, classes: list[str], root: str, transform: nn.Module):
+    def __init__(
+        self,
+        index: Index,
+        classes: list[str],
+        root: str,
+        transform: nn.Module,
+        read: Callable = read_rgb,
+    ):
         self.index, self.classes = index, list(classes)
-        self.root, self.transform = root, transform
+        self.root, self.transform, self.read = root, transform, read
         self._owner, self._open = 0, OrderedDict()
 
     def __getstate__(self) -> dict:
@@ -209,7 +219,7 @@ class ShardSet(Dataset):
         shard, offset, size, label = self.index.table[row].tolist()
         content = self._read(shard, offset, size)
         try:
-            image = read_rgb(content, self.index.shards[shard])
+            image = self.read(content, self.index.shards[shard])
         except InputError as error:
             mend = f"{error.mend} in the shard"
             raise InputError(self.index.place(row), error.found, mend) from error
@@ -260,7 +270,8 @@ def open_shards(cfg: CfgNode, split: str, transform: nn.Module) -> ShardSet:
             f"has the label {index.table[row, 3]}, and there are {len(classes)} classes in {names}",
             "name a class a line, that of label 0 first",
         )
-    return ShardSet(index, classes, str(index.shards[0].parent), transform)
+    folder = str(index.shards[0].parent)
+    return ShardSet(index, classes, folder, transform, reader_of(cfg, split))
 
 
 def _index_of(root: Path, split: str) -> Index | None:

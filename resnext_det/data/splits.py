@@ -6,9 +6,7 @@ val2014: image 391895 was, and its entry in instances_train2017.json (``file_nam
 names train2017 only. So one file of 2014 is needed as well, of which image ids alone are read.
 """
 
-import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..writing import write_text
 from .coco_files import parse
 
 MINIVAL, VALMINUSMINIVAL = "instances_minival2014.json", "instances_valminusminival2014.json"
@@ -196,18 +195,7 @@ def _image_of(annotation: Any) -> int | None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """There whole, or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(content))
-        os.replace(aside, path)
-    except OSError as error:
-        raise InputError(
-            path, f"cannot be written ({error.strerror})", "choose another folder (--to)"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already, or its folder never was one
-            aside.unlink()
+    write_text(path, json.dumps(content), "choose another folder (--to)")
 
 
 def _oddities(path: Path, content: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from detectron2.data import (
     DatasetMapper,
     MapDataset,
 )
+from detectron2.data import transforms as T
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.detection_utils import (
     SizeMismatchError,
@@ -27,8 +28,11 @@ from detectron2.structures import BoxMode
 from ..data.coco_images import set_pixel_limit
 from ..data.images import read_array
 from ..data.proposals import ProposalFile
+from ..data.reduced import detector_side, is_reduced
+from ..data.resize import with_fast_resize
 from ..engine.batch import images_per_process
 from ..engine.sampler import ResumableBatches, training_loader
+from ..engine.workers import WatchedLoader
 from ..errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -43,19 +47,27 @@ class NamingMapper(DatasetMapper):
 
     Args:
         max_image_pixels: images of more are refused (DATASETS.MAX_IMAGE_PIXELS).
+        short_side: of larger JPEGs so much at least is decoded (`data.reduced`); 0: all.
         others: those of Detectron2's mapper; a config gives them all.
     """
 
     @configurable
-    def __init__(self, is_train: bool, *, max_image_pixels: int, **others: Any):
+    def __init__(
+        self, is_train: bool, *, max_image_pixels: int, short_side: int = 0, **others: Any
+    ):
         super().__init__(is_train, **others)
-        self.max_image_pixels = max_image_pixels
+        self.max_image_pixels, self.short_side = max_image_pixels, short_side
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The arguments that a config stands for."""
         others = super().from_config(cfg, is_train)
-        return {**others, "max_image_pixels": cfg.DATASETS.MAX_IMAGE_PIXELS}
+        others["augmentations"] = with_fast_resize(others["augmentations"])
+        return {
+            **others,
+            "max_image_pixels": cfg.DATASETS.MAX_IMAGE_PIXELS,
+            "short_side": detector_side(cfg) if is_train else 0,
+        }
 
     def __call__(self, record: dict) -> dict:
         """A record with "image", uint8 (3, H, W), and, for training, "instances".
@@ -66,7 +78,8 @@ class NamingMapper(DatasetMapper):
         """
         record = copy.deepcopy(record)
         seen = AugInput(self._read(record))
-        transforms = self.augmentations(seen)
+        before = _reduction(record, seen.image)
+        transforms = before + self.augmentations(seen)
         size = seen.image.shape[:2]
         record["image"] = torch.as_tensor(np.ascontiguousarray(seen.image.transpose(2, 0, 1)))
         if self.proposal_topk is not None:
@@ -80,7 +93,11 @@ class NamingMapper(DatasetMapper):
     def _read(self, record: dict) -> np.ndarray:
         # Pillow's limit is one of the process, and a data worker may have been started afresh.
         set_pixel_limit(self.max_image_pixels)
-        image = read_array(record["file_name"], self.image_format)
+        whole = record.get("height"), record.get("width")
+        short_side = 0 if None in whole else self.short_side  # they say where the boxes are
+        image = read_array(record["file_name"], self.image_format, short_side=short_side)
+        if short_side and is_reduced(image.shape[:2], whole):
+            return image
         try:
             check_image_size(record, image)  # and adds it where the record has none
         except SizeMismatchError as error:
@@ -88,6 +105,9 @@ class NamingMapper(DatasetMapper):
         return image
 
     def _add_instances(self, record: dict, transforms: Any, size: tuple[int, int]) -> None:
+        for entry in record["annotations"]:
+            # Detectron2 scales whole numbers in place, and so cuts what follows their points.
+            entry["bbox"] = [float(number) for number in entry["bbox"]]
         try:
             self._transform_annotations(record, transforms, size)
         except ValueError as error:
@@ -96,6 +116,13 @@ class NamingMapper(DatasetMapper):
                 f"its annotations cannot be used ({' '.join(str(error).split())})",
                 "correct them in the annotation file (tools/check_data.py lists what is wrong)",
             ) from error
+
+
+def _reduction(record: dict, image: np.ndarray) -> T.TransformList:
+    """From the boxes of a record to those of its image as it was read."""
+    whole = record["height"], record["width"]
+    same = image.shape[:2] == whole
+    return T.TransformList([] if same else [T.ResizeTransform(*whole, *image.shape[:2])])
 
 
 def _wrong_size(record: dict, image: np.ndarray) -> InputError:
@@ -160,7 +187,7 @@ def log_epochs(cfg: CfgNode, images: int) -> None:
 
 def build_train_loader(
     cfg: CfgNode, start: int, proposals: ProposalFile | None = None
-) -> torch.utils.data.DataLoader:
+) -> WatchedLoader:
     """Batches of Detectron2's input dicts from iteration ``start`` on.
 
     Args:
@@ -175,7 +202,7 @@ def build_train_loader(
 
 def batches_of(
     cfg: CfgNode, records: list[dict], mapper: Callable[[dict], dict], start: int
-) -> torch.utils.data.DataLoader:
+) -> WatchedLoader:
     """Mapped records in training's order, from iteration ``start`` on; as `build_train_loader`."""
     log_epochs(cfg, len(records))
     wide = [int(record["width"] > record["height"]) for record in records]
@@ -192,7 +219,7 @@ def batches_of(
     )
 
 
-def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
+def build_test_loader(cfg: CfgNode, name: str) -> WatchedLoader:
     """Every image of a data set once over all processes, resized by INPUT.*_SIZE_TEST.
 
     A batch holds images of one size, TEST.IMS_PER_BATCH at most: none is padded to another's, for
@@ -201,7 +228,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> torch.utils.data.DataLoader:
     """
     records = DatasetCatalog.get(name)
     mine = InferenceSampler(len(records))  # this process's share
-    return torch.utils.data.DataLoader(
+    return WatchedLoader(
         MapDataset(DatasetFromList(records, copy=False), NamingMapper(cfg, is_train=False)),
         batch_sampler=of_one_size(records, mine, cfg.TEST.IMS_PER_BATCH),
         num_workers=cfg.DATALOADER.NUM_WORKERS,

@@ -6,7 +6,10 @@ import pytest
 from PIL import Image
 
 from resnext_det.data import coco
-from resnext_det.data.coco_checks import Rules
+from resnext_det.data.coco_checks import STRICT, Rules
+from resnext_det.data.coco_images import read_headers
+from resnext_det.data.coco_sets import check_set
+from resnext_det.data.findings import STOPS
 from resnext_det.errors import InputError
 
 POLYGON = [[1.0, 1.0, 8.0, 1.0, 8.0, 6.0]]
@@ -47,9 +50,9 @@ def test_masks_that_serve(tmp_path, segmentation, mask_format, fields):
 @pytest.mark.parametrize(
     ("segmentation", "mask_format", "words"),
     [
-        (None, "polygon", "has no segmentation"),
+        (None, "polygon", "has no segmentation, and MODEL.MASK_ON is True; draw its outline"),
         ([], "polygon", "has no segmentation"),
-        (RUNS, "polygon", "INPUT.MASK_FORMAT is polygon"),
+        (RUNS, "polygon", "INPUT.MASK_FORMAT is polygon; set INPUT.MASK_FORMAT bitmask"),
         ([[1, 1, 8, 1]], "polygon", "no list of polygons"),
         ([[1, 1, 8, 1, 8, float("nan")]], "polygon", "no list of polygons"),
         ([[1, 1, 8, 1, 8, 6, 7]], "bitmask", "no list of polygons"),
@@ -77,3 +80,29 @@ def test_segmentations_in_records(tmp_path, masks, kept):
     coco.register_coco(f"masks_{masks}", path, tmp_path, Rules(masks=masks))
     (record,) = coco.load_coco(f"masks_{masks}")
     assert ("segmentation" in record["annotations"][0]) == kept
+
+
+def checked(path, rules):
+    options = {"most_detections": 100, "drops_empty_images": False}
+    found = check_set(path, path.parent, rules, read=read_headers, **options).findings
+    return {finding.kind: finding for finding in found if finding.kind != "missing area"}
+
+
+def test_an_object_at_fault_does_not_make_its_image_empty(tmp_path):
+    """Nor its category: whether they are is known when it is mended."""
+    found = checked(write(tmp_path, []), Rules(masks="polygon"))
+    assert [(kind, finding.severity) for kind, finding in found.items()] == [
+        ("object without segmentation", STOPS)
+    ]
+    assert not checked(write(tmp_path, []), STRICT)
+
+
+def test_the_command_that_lists_all_looks_at_masks_too(tmp_path):
+    path = write(tmp_path, [])
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 2})
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        coco.read_coco(path, Rules(masks="bitmask", drop_bad_images=True), image_root=tmp_path)
+    words = "DATASETS.DROP_BAD_IMAGES True MODEL.MASK_ON True INPUT.MASK_FORMAT bitmask` lists all"
+    assert f"check_data.py {path} {tmp_path} {words}" in str(caught.value)

@@ -159,3 +159,19 @@ def test_imagenet_in_full_size(shared_data):
     cfg.DATA.ROOT = str(folder)
     data = sets.open_split(cfg, "val")
     assert len(data) == 20 and {tuple(data[i][0].shape) for i in range(20)} == {(3, 224, 224)}
+
+
+@pytest.mark.parametrize("named", [".", "set/train"])
+def test_a_root_one_level_off(cfg, tmp_path, named):
+    """DATA.ROOT is the folder that holds the data set, or the folder of the training images."""
+    root = tmp_path / "set"
+    root.mkdir()
+    for split in ("train", "val"):
+        (tmp_path / split).rename(root / split)
+    cfg.DATA.ROOT = str(tmp_path / named)
+    refusal(lambda: sets.open_split(cfg, "val"), f"set DATA.ROOT to {root}, which has val/")
+
+
+def test_what_else_could_be_there_is_named(cfg, tmp_path):
+    cfg.DATA.ROOT = str(tmp_path / "nothing" / "here")
+    refusal(lambda: sets.open_split(cfg, "val"), "<class>", "CIFAR archive", ".npz", "make demo")

@@ -37,7 +37,7 @@ def run_lengths():
 
 
 def record_of(path, segmentation=POLYGON, size=SIZE):
-    kept = {"bbox": [10, 10, 20, 15], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2}
+    kept = {"bbox": [10.0, 10.0, 20.0, 15.0], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2}
     kept |= {"iscrowd": 0, "segmentation": segmentation}
     crowd = {**kept, "iscrowd": 1, "segmentation": run_lengths()}
     return {
@@ -116,6 +116,16 @@ def test_everything_but_reading_is_detectron2s(cfg, path, order, is_train, crop,
         assert ("instances" in found) == is_train
     if is_train:
         assert ("gt_masks" in found["instances"].get_fields()) == (mask is not None)
+
+
+def test_whole_numbers_are_boxes_as_exact_as_others(cfg, path):
+    """Many programs write them; Detectron2 would cut the resized boxes to whole pixels."""
+    record, mapper = record_of(path), NamingMapper(cfg, is_train=True)
+    expected = mapped(mapper, record, 1)["instances"].gt_boxes.tensor
+    for entry in record["annotations"]:
+        entry["bbox"] = [int(number) for number in entry["bbox"]]
+    assert torch.equal(mapped(mapper, record, 1)["instances"].gt_boxes.tensor, expected)
+    assert (expected % 1).any()
 
 
 def test_stored_proposals_are_mapped_as_by_detectron2(cfg, path):
