@@ -13,7 +13,7 @@ BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 CACHES := build *.egg-info .pytest_cache .ruff_cache
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test soak lint audit bench clean help
+.PHONY: setup demo test soak refusals lint audit bench clean help
 
 # The stamp holds the DETECTRON2 it was made with: naming another one runs the setup again,
 # naming none keeps what is installed.
@@ -28,6 +28,7 @@ help:
 	@echo 'make demo    train and show a small detector (tools/demo.py)'
 	@echo 'make test    the tests, in JOBS processes'
 	@echo 'make soak    a hundred killed runs, ten thousand hostile inputs a reader (an hour)'
+	@echo 'make refusals  docs/refusals.md, from a run of the tests'
 	@echo 'make lint    ruff check and ruff format --check'
 	@echo 'make audit   published advisories about what is installed (network)'
 	@echo 'make bench   every script in benchmarks/'
@@ -70,6 +71,13 @@ soak: setup
 audit: setup
 	$(PIP) install pip-audit
 	$(PY) -m pip_audit --skip-editable
+
+# Which test meets which refusal, recorded while the suite runs (tests/refusals.py).
+refusals: setup
+	rm -f build/refusals && mkdir -p build
+	-OMP_NUM_THREADS=1 PYTHONPATH=tests RESNEXT_DET_REFUSALS=$(CURDIR)/build/refusals \
+	  $(PY) -m pytest -q -n $(JOBS) -p refusals
+	RESNEXT_DET_REFUSALS=$(CURDIR)/build/refusals $(PY) tests/refusals.py
 
 lint: setup
 	$(PY) -m ruff check .

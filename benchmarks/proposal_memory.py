@@ -22,7 +22,6 @@ import torch
 
 from resnext_det.compat import describe_environment
 from resnext_det.data.proposals import ProposalFile, ProposalWriter, join_parts
-from resnext_det.engine.sampler import one_thread
 from resnext_det.errors import InputError, exit_cleanly
 
 ROW = 20  # bytes of a box and its score
@@ -96,7 +95,6 @@ def read(stored: ProposalFile, args: argparse.Namespace) -> tuple[dict, float]:
         Reads(stored, args),
         batch_size=None,
         num_workers=args.workers,
-        worker_init_fn=one_thread,
     )
     found: dict[int, dict] = {}
     start = time.perf_counter()

@@ -8,6 +8,7 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 from resnext_det.data.demo import DemoSpec, write_demo
+from resnext_det.engine import lock
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +35,14 @@ def loggers_as_found():
         log.handlers[:] = handlers
         log.setLevel(level)
     setup_logger.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def locks_given_back():
+    """A process holds the folders of its runs to its end; one that tests would hold hundreds."""
+    yield
+    for path in list(lock._held):
+        lock.unlock_folder(Path(path).parent)
 
 
 @pytest.fixture(scope="session")

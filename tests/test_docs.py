@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from refusals import PAGE, cell, rows_of, sites
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,3 +50,23 @@ def test_named_files_are_there(document):
         r"\b(?:tools|benchmarks|configs|tests|docs)/[\w./-]*\w\.(?:py|yaml|md)", text
     ):
         assert (ROOT / name).exists(), name
+
+
+# ---- refusals ----
+
+
+def test_every_refusal_is_listed():
+    """`make refusals` writes the document anew."""
+    assert [row[:2] for row in rows_of(PAGE.read_text())] == [
+        (site.path, tuple(map(cell, site.row))) for site in sites()
+    ]
+
+
+def test_the_tests_of_refusals_are_there():
+    rows = rows_of(PAGE.read_text())
+    for test in {test for *_, test in rows} - {"none"}:
+        file, *names = test.split("::")
+        text = (ROOT / file).read_text()
+        assert all(f"{name}(" in text or f"class {name}" in text for name in names), test
+    without = [row for row in rows if row[2] == "none"]
+    assert len(without) < 0.1 * len(rows), without

@@ -121,6 +121,20 @@ def test_an_interrupt_is_one_line_and_status_130(error, line):
     assert issubclass(Interrupted, KeyboardInterrupt)
 
 
+HALF_MADE = """
+    class Half:
+        def __del__(self):
+            raise AttributeError("_workers")
+    half = Half()
+    raise KeyboardInterrupt"""
+
+
+def test_what_is_half_made_at_an_interrupt_says_nothing():
+    """So is a loader of torch's whose workers are just being started."""
+    done = run_tool(HALF_MADE)
+    assert (done.returncode, done.stderr) == (130, "stopped: interrupted\n")
+
+
 def test_a_tool_that_works():
     done = run_tool("pass", "SEED", "1")
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "['SEED', '1']\n")

@@ -12,6 +12,7 @@ from ..config import architecture_arguments
 from ..data import sets
 from ..models import Architecture, build_resnext
 from ..models.complexity import totals
+from ..writing import write_text
 from . import studies
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def study(
     rows = studies.run_all(tool, settings, seeds, output, opts, jobs)
     studies.write_rows(rows, output / "study.json")
     text = table(members, rows, cfg.DATA.CROP_SIZE, num_classes)
-    (output / "table.md").write_text(text + "\n")
+    write_text(output / "table.md", text + "\n")
     draw(members, rows, output / "figure.png")
     logger.info("written: %s/study.json, table.md, figure.png\n%s", output, text)
     return rows

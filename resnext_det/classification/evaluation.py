@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data.samplers import InferenceSampler
 from detectron2.evaluation import inference_on_dataset
@@ -15,8 +14,8 @@ from ..data import augment, sets
 from ..engine.folders import evaluation_folder, folder_of
 from ..engine.memory import peak_memory
 from ..engine.run import record_evaluation, write_json
-from ..engine.sampler import one_thread
 from ..engine.trainer import share_statistics
+from ..engine.workers import WatchedLoader
 from ..weights import load_all, read_weights
 from .classifier import Classifier, build_classifier, check_network, in_words
 from .evaluator import ErrorEvaluator, errors_in_words
@@ -32,17 +31,16 @@ from .weights_setup import (
 logger = logging.getLogger(__name__)
 
 
-def build_test_loader(cfg: CfgNode, data: Dataset) -> torch.utils.data.DataLoader:
+def build_test_loader(cfg: CfgNode, data: Dataset) -> WatchedLoader:
     """This process's share of the validation images, in order, none twice."""
     views = 10 if cfg.DATA.TEST_PROTOCOL == "ten_crop" else 1
     is_dense = cfg.DATA.TEST_PROTOCOL == "dense"  # whole images: no two of one size
-    return torch.utils.data.DataLoader(
+    return WatchedLoader(
         data,
         1 if is_dense else max(1, cfg.DATA.TEST_BATCH_SIZE // views),
         sampler=InferenceSampler(len(data)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=augment.collate,
-        worker_init_fn=one_thread,
     )
 
 

@@ -74,8 +74,9 @@ def run_all(
 
     Raises:
         InputError: a run failed (its folder's log says why; the others are finished first), or
-            the folder holds runs that were begun with other options.
+            the folder holds runs that were begun with other options, or of another study.
     """
+    _refuse_other_study(settings, output)
     for setting in settings:
         _keep_options(setting, output, opts)
     missing = [
@@ -96,14 +97,25 @@ def run_all(
     return [Row(s.name, tuple(_error(output, s, seed) for seed in range(seeds))) for s in settings]
 
 
+def _refuse_other_study(settings: list[Setting], output: Path) -> None:
+    """Table and figure are of all rows in the folder, or some would be of the study before."""
+    names = {setting.name for setting in settings}
+    for path in sorted(output.glob("*/options.json")):
+        if path.parent.name not in names and _kept(path.parent):
+            raise InputError(
+                output,
+                f"holds runs of another study ({path.parent.name}/)",
+                "choose another OUTPUT_DIR",
+            )
+
+
 def _keep_options(setting: Setting, output: Path, opts: list[str]) -> None:
     """Write down what the setting's runs are begun with; seeds of two recipes have no mean."""
     path = output / setting.name / "options.json"
     pairs = [p for p in zip(opts[::2], opts[1::2], strict=True) if p[0] != "OUTPUT_DIR"]
     now = [setting.config_file.name, *setting.overrides, *(word for pair in pairs for word in pair)]
     then = json.loads(path.read_text()) if path.exists() else now
-    kept = [*path.parent.glob("seed*/results.json"), *path.parent.glob("seed*/model_*.pth")]
-    if kept and then != now:
+    if _kept(path.parent) and then != now:
         raise InputError(
             path,
             f'these runs were begun with "{" ".join(then)}", the command now says '
@@ -111,6 +123,11 @@ def _keep_options(setting: Setting, output: Path, opts: list[str]) -> None:
             "give the same options, or choose another OUTPUT_DIR",
         )
     write_json(path, now)
+
+
+def _kept(folder: Path) -> bool:
+    """Whether a run of the setting has got somewhere."""
+    return any([*folder.glob("seed*/results.json"), *folder.glob("seed*/model_*.pth")])
 
 
 def cores() -> int:

@@ -74,6 +74,20 @@ def tell_other_sizes(cfg: CfgNode, record: WeightsRecord) -> None:
         if stored[key] != cfg.DATA[key]:
             text = "DATA.%s is %r here, the run of these weights had %r"
             logger.info(text, key, cfg.DATA[key], stored[key])
+    if cfg.DATA.TEST_PROTOCOL == "dense":
+        _tell_scales(cfg.DATA.TEST_SCALES, stored.CROP_SIZE)
+
+
+def _tell_scales(scales: tuple[int, ...], crop: int) -> None:
+    """The dense protocol's scales are of networks that were trained at 224 pixels."""
+    if scales and crop < min(scales):
+        text = (
+            "DATA.TEST_SCALES are %s, and these weights were trained at %d pixels: an image takes "
+            "about %d times a single crop's time; the same ratios are DATA.TEST_SCALES %s"
+        )
+        ratio = sum((scale / crop) ** 2 for scale in scales)
+        own = tuple(round(scale * crop / min(scales)) for scale in scales)
+        logger.warning(text, ", ".join(map(str, scales)), crop, ratio, f'"{own}"')
 
 
 def initial_weights(cfg: CfgNode, resume: bool) -> str:

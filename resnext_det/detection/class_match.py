@@ -9,6 +9,7 @@ from torch import nn
 from ..data.coco import class_names
 from ..errors import InputError
 from ..weights import WeightsRecord
+from .scorer import check_class_names
 
 SHOWN = 6  # names in a message
 
@@ -48,9 +49,11 @@ def matching(
         `match`'s numbers; None where classes and their ids are the same already.
 
     Raises:
-        InputError: the detector does not know a class that counts.
+        InputError: the detector does not know a class that counts, or the data set has none of
+            the name.
     """
     names, ids = class_names(dataset)
+    check_class_names(wanted, names, MetadataCatalog.get(dataset).get("json_file", dataset))
     if list(record.class_names) == names and list(record.class_ids) == ids:
         return None
     numbers = match(list(record.class_names), names)

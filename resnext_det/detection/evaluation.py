@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..data.coco import read_registered
 from ..engine.memory import peak_memory
+from ..writing import write_array
 from . import scorer_reasons as reasons
 from .confusion import ConfusionEvaluator
 from .loaders import build_test_loader
@@ -154,7 +154,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict[str, f
     curves = Path(boxes.output_dir, "precision.npy")
     curves.unlink(missing_ok=True)  # of an earlier evaluation
     if boxes.precision is not None:
-        np.save(curves, boxes.precision)
+        write_array(curves, boxes.precision)
     else:
         _log_best_score(cfg, model, name)
     box, (recall, *of_sizes) = results["bbox"], recall_lines(results["proposals"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
@@ -15,9 +14,10 @@ from ..config import override
 from ..data.coco_images import set_pixel_limit
 from ..data.images import read_array
 from ..engine.run import choose_device
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..weights import read_record
 from .detector import load_detector, stored_cfg
+from .loaders import NamingMapper
 
 Source = str | Path | np.ndarray
 
@@ -117,7 +117,7 @@ class Predictor:
         record = read_record(weights)
         self.class_names, self.class_ids = tuple(record.class_names), tuple(record.class_ids)
         self.batch_size = batch_size
-        self.resize = T.AugmentationList(DatasetMapper.from_config(cfg, False)["augmentations"])
+        self.resize = T.AugmentationList(NamingMapper.from_config(cfg, False)["augmentations"])
 
     def __call__(self, images: Source | Iterable[Source]) -> Prediction | list[Prediction]:
         """One prediction for one image, a list for several.
@@ -127,9 +127,10 @@ class Predictor:
                 several of them.
 
         Raises:
-            InputError: a file that is no image (it is named), or an array of another kind.
+            InputError: a file that is no image (it is named), an array of another kind, or
+                something else.
         """
-        if isinstance(images, str | Path | np.ndarray):
+        if isinstance(images, str | Path | np.ndarray) or not isinstance(images, Iterable):
             return next(self.stream([images]))
         return list(self.stream(images))
 
@@ -167,10 +168,10 @@ class Predictor:
         return [item for item in held if item.found is None and item.pixels.shape == shape]
 
     def _prepare(self, source: Source) -> _Item:
-        if isinstance(source, np.ndarray):
-            image, path = _checked(source), None
-        else:
+        if isinstance(source, str | Path):
             image, path = self.read(source), Path(source)
+        else:
+            image, path = _checked(source), None
         own = image if self.cfg.INPUT.FORMAT == "RGB" else np.ascontiguousarray(image[:, :, ::-1])
         seen = T.AugInput(own)
         self.resize(seen)
@@ -188,7 +189,13 @@ class Predictor:
             item.found = Prediction(found, self.class_names, item.image, item.path)
 
 
-def _checked(image: np.ndarray) -> np.ndarray:
+def _checked(image: object) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            "image",
+            f"is {one_line(repr(image))}, of type {type(image).__name__}",
+            "give a path, or an array (height, width, 3) of type uint8 in RGB order",
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(
             "image",

@@ -1,5 +1,6 @@
 """Predictions of files: what is to be looked at, and what is written of it (docs/prediction.md)."""
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata
 from PIL import Image
 from pycocotools import mask as run_lengths
 from tqdm import tqdm
@@ -21,8 +21,9 @@ from ..data.coco_paths import find_images, leads_out
 from ..data.findings import Findings, check_command, raise_first
 from ..engine.run import write_json
 from ..errors import InputError
+from ..writing import told_of_writing
+from .drawing import draw_detections
 from .predict import Prediction, Predictor
-from .report import canvas
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -104,20 +105,6 @@ def video_of(inputs: list[str]) -> Path | None:
     return Path(inputs[0])
 
 
-def new_folder(output: str | Path) -> Path:
-    """Raises InputError where the folder holds something already, or cannot be made."""
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(folder, "is there already", "remove it, or choose another --output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            folder, f"cannot be made ({error.strerror})", "choose another --output"
-        ) from error
-    return folder
-
-
 class Results:
     """Collects predictions in COCO's forms.
 
@@ -168,8 +155,7 @@ def _segmentation(found: Prediction, place: int) -> dict[str, Any]:
 def draw(found: Prediction, least: float) -> np.ndarray:
     """(H, W, 3) uint8 RGB: the image with its detections of ``least`` score or more."""
     shown = found.instances[found.instances.scores >= least]
-    meta = Metadata(name="prediction", thing_classes=list(found.class_names))
-    return canvas(found.image, meta).draw_instance_predictions(shown).get_image()
+    return draw_detections(found.image, shown, found.class_names)
 
 
 def predict_images(
@@ -212,11 +198,17 @@ def predict_images(
         entry = read.popleft()  # what is read first comes out first
         results.add(entry.id, entry.name, found)
         if pictures:
-            path = folder / "pictures" / names[entry.id]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw(found, least)).save(path, quality=92)
+            _save(draw(found, least), folder / "pictures" / names[entry.id])
     results.write(folder)
     return results, skipped
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    content = io.BytesIO()  # Pillow does not notice where a disk takes a part of a file only
+    Image.fromarray(picture).save(content, "JPEG", quality=92)
+    with told_of_writing(path, "remove the folder, or choose another --output"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getbuffer())
 
 
 def picture_names(entries: Iterable[Entry]) -> dict[int, Path]:

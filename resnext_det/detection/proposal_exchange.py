@@ -3,13 +3,17 @@
 Imported by `proposals`; docs/proposals.md has both forms.
 """
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ..data.proposal_pickle import FORM, proposals_in, write_pickle
-from ..data.proposals import ProposalFile, write_proposals
+from ..data.proposals import ProposalFile, parts_of, write_proposals
+from ..engine.folders import OTHER_OUTPUT, make_folder, new_file
+from ..engine.lock import lock_folder, unlock_folder
 from ..errors import InputError
 from ..weights.machine import MAX_INSTRUCTIONS, Refused, mapped, phrase, told_of
 from ..weights.pickles import NumpyPickle
@@ -17,17 +21,27 @@ from ..weights.pickles import NumpyPickle
 FORMATS = ("resnext_det", "detectron2")
 
 
-def check_new(output: str | Path) -> None:
-    """Make the folder for ``output``. Raises InputError where it is there already, or cannot be."""
-    output = Path(output)
-    if output.exists():
-        raise InputError(output, "is there already", "remove it, or choose another --output")
+@contextmanager
+def alone(output: str | Path, main: bool = True) -> Iterator[None]:
+    """Let one tool at a time make the proposals of a file; what a failed one leaves is removed.
+
+    Args:
+        main: False in all processes of a run but one.
+
+    Raises:
+        InputError: another one is at it, or has just finished.
+    """
+    parts = parts_of(output)
+    if main:
+        lock_folder(make_folder(parts, OTHER_OUTPUT), OTHER_OUTPUT)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            output, f"cannot be written ({error.strerror})", "choose another --output"
-        ) from error
+        if main:
+            new_file(output)
+        yield
+    finally:
+        if main:
+            unlock_folder(parts)
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 class ProposalPickle(NumpyPickle):
@@ -70,7 +84,7 @@ def convert(source: str | Path, output: str | Path, form: str) -> int:
     Raises:
         InputError: ``source`` is neither, or has that form already; ``output`` is there.
     """
-    check_new(output)
+    output = new_file(output)
     is_ours = _is_safetensors(source)
     if form == FORMATS[not is_ours]:
         raise InputError(
@@ -80,7 +94,8 @@ def convert(source: str | Path, output: str | Path, form: str) -> int:
         stored = ProposalFile(source)
         write_pickle(output, stored)
         return len(stored)
-    write_proposals(output, read_pickled(source), f"converted from {Path(source).name}")
+    with alone(output):
+        write_proposals(output, read_pickled(source), f"converted from {Path(source).name}")
     return len(ProposalFile(output))
 
 

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from ..config import cfg_from_text, stage_cfg
 from ..data import coco
 from ..data.proposal_pickle import write_pickle
-from ..data.proposals import ProposalFile, ProposalWriter, join_parts
+from ..data.proposals import ProposalFile, ProposalWriter, join_parts, parts_of
+from ..engine.folders import new_file
 from ..engine.run import choose_device, choose_workers, share_cores
 from ..errors import InputError
 from ..weights import WeightsRecord, fingerprint, load_all, read_record, read_weights
 from .evaluation import RecallEvaluator
 from .loaders import build_test_loader
-from .proposal_exchange import FORMATS, check_new
+from .proposal_exchange import FORMATS, alone
 from .weights_setup import apply_record
 
 logger = logging.getLogger(__name__)
@@ -198,9 +199,9 @@ def dump_from_weights(
         As `dump_proposals`; NaN for data sets without objects.
 
     Raises:
-        InputError: a wrong data set or wrong weights, or ``output`` is there.
+        InputError: a wrong data set or wrong weights, or ``output`` is there or being made.
     """
-    check_new(output)
+    output = new_file(output)
     for prepare in (choose_device, choose_workers, share_cores):
         prepare(cfg)
     coco.register_from_config(cfg)
@@ -213,10 +214,10 @@ def dump_from_weights(
     own = proposal_cfg(stage_cfg(cfg, "rpn"))
     model = build_rpn(own, tensors, weights)
     made_with = {**limits_of(cfg), "rpn_sha256": fingerprint(tensors)}
-    output = Path(output)
-    aside = output if form == FORMATS[0] else output.with_name(f".{output.name}.safetensors")
-    recalls = dump_proposals(own, model, names, aside, made_with, measure=True)
-    if form != FORMATS[0] and comm.is_main_process():
-        write_pickle(output, ProposalFile(aside))
-        aside.unlink()
+    aside = output if form == FORMATS[0] else parts_of(output) / "all.safetensors"
+    with alone(output, comm.is_main_process()):
+        comm.synchronize()  # before any of them opens a file
+        recalls = dump_proposals(own, model, names, aside, made_with, measure=True)
+        if form != FORMATS[0] and comm.is_main_process():
+            write_pickle(output, ProposalFile(aside))
     return recalls

@@ -7,6 +7,7 @@ and sorts a cap under 10 below its 10); no detections at all is an AP of 0, not 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -82,19 +83,24 @@ def caps_of(max_dets: int) -> tuple[int, int, int]:
     return min(1, max_dets), min(10, max_dets), max_dets
 
 
+def check_class_names(names: Sequence[str], known: Sequence[str], file: str | Path) -> None:
+    """Raises InputError for a name of TEST.CLASSES that is none of ``known``, those of ``file``."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            "TEST.CLASSES",
+            f"holds {unknown[0]!r}, no class of {file}",
+            f"choose from {', '.join(known)}",
+        )
+
+
 def class_numbers(truth: Truth, names: Sequence[str]) -> np.ndarray:
     """The classes of TEST.CLASSES as ascending numbers; without names, all.
 
     Raises:
         InputError: a name that the data set does not have.
     """
-    unknown = [name for name in names if name not in truth.class_names]
-    if unknown:
-        raise InputError(
-            "TEST.CLASSES",
-            f"holds {unknown[0]!r}, no class of {truth.file}",
-            f"choose from {', '.join(truth.class_names)}",
-        )
+    check_class_names(names, truth.class_names, truth.file)
     chosen = [k for k, name in enumerate(truth.class_names) if not names or name in names]
     return np.array(chosen, dtype=np.int64)
 

@@ -1,6 +1,7 @@
 """COCO results on disk and their match with a data set: every id has to be one of its own."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..data.user_files import read_file
+from ..errors import InputError, one_line, shown
+from ..writing import open_whole
 from .scorer_arrays import Detections, Truth, check_values
 
 SHOWN = 3  # ids of either side in a message
@@ -63,7 +66,7 @@ def _distinct(ids: Iterable[Any]) -> list[Any]:
 
 
 def _some(ids: Sequence[Any]) -> str:
-    return ", ".join(map(repr, ids[:SHOWN])) + (", .." if len(ids) > SHOWN else "")
+    return ", ".join(f"{id_!r:.40}" for id_ in ids[:SHOWN]) + (", .." if len(ids) > SHOWN else "")
 
 
 def read_results(path: str | Path, truth: Truth) -> Detections:
@@ -73,16 +76,21 @@ def read_results(path: str | Path, truth: Truth) -> Detections:
 
     Raises:
         InputError: no such file, no list of results, an entry without a field or with a value
-            that is no number, ids that are not the data set's.
+            that is no number, a box of negative width or height, ids that are not the data set's.
     """
     try:
-        entries = json.loads(Path(path).read_text())
+        entries = json.loads(read_file(path))
     except OSError as error:
         raise InputError(
             path, f"cannot be read ({error.strerror})", "give a results file"
         ) from None
+    except RecursionError:
+        raise InputError(
+            path, "is not JSON (nested too deeply)", "give a COCO results file"
+        ) from None
     except ValueError as error:
-        raise InputError(path, f"is not JSON ({error})", "give a COCO results file") from None
+        found = f"is not JSON ({one_line(error)})"
+        raise InputError(path, found, "give a COCO results file") from None
     return pack_results(entries, truth, path)
 
 
@@ -97,7 +105,7 @@ def pack_results(entries: Any, truth: Truth, source: str | Path) -> Detections:
     for number, entry in enumerate(entries):
         fault = _fault_of(entry)
         if fault:
-            raise InputError(source, f"result {number} {fault}", "mend it, or leave it out")
+            raise InputError(source, f"result {number} {shown(fault)}", "mend it, or leave it out")
     check_image_ids([entry["image_id"] for entry in entries], truth, source)
     _check_category_ids({entry["category_id"] for entry in entries}, truth, source)
     image = {id_: place for place, id_ in enumerate(truth.image_ids)}
@@ -123,6 +131,8 @@ def _fault_of(entry: Any) -> str:
     box = entry["bbox"]
     if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box))):
         return f"has the bbox {box!r:.60}, not four numbers"
+    if box[2] < 0 or box[3] < 0:
+        return f"has the bbox {box!r:.60}, of negative width or height"
     if not _is_number(entry["score"]):
         return f"has the score {entry['score']!r:.40}, no number"
     if type(entry["category_id"]) is not int:
@@ -131,6 +141,9 @@ def _fault_of(entry: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    """Whether a float can hold it; infinite ones and NaN are `check_values`'."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -147,7 +160,7 @@ def _check_category_ids(seen: set[int], truth: Truth, source: str | Path) -> Non
 
 def write_results(path: str | Path, found: Detections, truth: Truth) -> None:
     """COCO's results file, with the ids of the annotation file; a part at a time."""
-    with open(path, "w") as file:
+    with open_whole(path, "w", encoding="utf-8") as file:
         file.write("[")
         for first in range(0, len(found), ROWS):
             file.write(", " if first else "")

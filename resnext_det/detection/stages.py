@@ -31,6 +31,7 @@ from .proposals import build_rpn, dump_proposals, proposal_cfg
 from .stage_files import (
     ONLINE_RECORD,
     check_online,
+    check_proposals,
     network_cfg,
     proposal_source,
     proposals_made_with,
@@ -78,7 +79,15 @@ def train_network(cfg: CfgNode, stage: str, resume: bool) -> None:
     model = _initial_model(own, stage)
     watch = _watch(cfg, own, model, stage)
     period = own.TEST.EVAL_PERIOD if watch else 0
-    trainer = Trainer(own, model, loader, evaluate=watch, eval_period=period, best=BEST[stage])
+    trainer = Trainer(
+        own,
+        model,
+        loader,
+        evaluate=watch,
+        eval_period=period,
+        best=BEST[stage],
+        solver=f"SOLVER.{stage.upper()}",
+    )
     trainer.fit(resume)
     if own.SOLVER.FINAL_WEIGHTS == "best":
         trainer.load_best()
@@ -110,6 +119,8 @@ def _loader(cfg: CfgNode, own: CfgNode, stage: str) -> Callable[[int], Iterable]
         if comm.is_main_process():
             write_json(Path(own.OUTPUT_DIR, ONLINE_RECORD), proposals_made_with(cfg))
         return functools.partial(OnlineLoader, own, rpn=rpn, rpn_cfg=rpn_cfg)
+    if source == "stage":
+        check_proposals(cfg)
     stored = open_proposals(
         cfg.PROPOSALS.FILES if source == "files" else [stage_file(cfg, "proposals")]
     )

@@ -11,9 +11,9 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from ..engine.sampler import one_thread
 from ..engine.seeding import seed_all
 from ..engine.trainer import share_statistics
+from ..engine.workers import WatchedLoader
 from .evaluation import RecallEvaluator, evaluate
 from .loaders import NamingMapper, build_test_loader
 from .meta_arch import NonSharedRCNN
@@ -96,12 +96,11 @@ class Watch:
         mapper = NamingMapper(self.cfg, is_train=True)
         mapper.augmentations = NamingMapper(self.cfg, is_train=False).augmentations
         sampler = InferenceSampler(len(records))
-        loader = torch.utils.data.DataLoader(
+        loader = WatchedLoader(
             MapDataset(DatasetFromList(records, copy=False), mapper),
             batch_size=None,
             sampler=sampler,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            worker_init_fn=one_thread,
         )
         for number, x in zip(sampler, loader, strict=True):
             if self.stage == "fast_rcnn":

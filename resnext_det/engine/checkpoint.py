@@ -1,7 +1,6 @@
 """Checkpoints of a run: written whole or not at all, read without running code."""
 
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -13,23 +12,26 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from ..errors import InputError
+from ..writing import open_for_torch, told_of_writing, write_text
 
 logger = logging.getLogger(__name__)
 
 # What torch's reader raises over the bytes of a file that was cut off or is something else.
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)
 UNREADABLE += (LookupError, TypeError, AttributeError, struct.error)
-# What a run writes aside, in the folder of a stage, with or without the number of its process.
-ASIDE = r"\.(model_.+|train\.safetensors|results\.json|run\.json|last_checkpoint)(\.\d+)?\.tmp"
+# What a run writes aside (`writing`), with the number of its process; earlier versions left it out.
+ASIDE = r"\.(.+\.\d+|(model_.+|results\.json|run\.json|last_checkpoint))\.tmp"
 PARTS = "train.safetensors.parts"
 
 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove what a killed process of the run was writing in ``folder``; other files stay.
 
-    Called by all processes before any of them writes there.
+    A line of metrics.json that a full disk has cut off goes as well. Called by all processes before
+    any of them writes there.
     """
     if comm.is_main_process():
+        _end_last_line(Path(folder, "metrics.json"))
         for path in sorted(Path(folder).glob("*")):
             if path.name == PARTS and path.is_dir():
                 shutil.rmtree(path)
@@ -39,6 +41,18 @@ def remove_leftovers(folder: str | Path) -> None:
                 continue
             logger.info("%s: left half-written by a process that was killed, removed", path)
     comm.synchronize()
+
+
+def _end_last_line(path: Path) -> None:
+    """Cut off what stands behind the last line end, or the next line would be joined to it."""
+    if not path.is_file():
+        return
+    with told_of_writing(path), open(path, "r+b") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
+            logger.info("%s: its last line was cut off by a full disk, removed", path)
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -55,44 +69,47 @@ class RunCheckpointer(DetectionCheckpointer):
         for key, part in self.checkpointables.items():
             data[key] = part.state_dict()
         path = Path(self.save_dir) / f"{name}.pth"
-        aside = path.with_name(f".{path.name}.tmp")
-        try:
-            torch.save(data, aside)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with open_for_torch(path) as file:
+            torch.save(data, file)
         self.logger.info("Saved checkpoint %s", path)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        path = Path(self.save_dir) / "last_checkpoint"
-        aside = path.with_name(".last_checkpoint.tmp")
-        aside.write_text(last_filename_basename)
-        os.replace(aside, path)
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _load_file(self, filename: str) -> dict:
         return self.read(filename)
 
     @staticmethod
     def read(filename: str | Path) -> dict:
-        """A checkpoint's content. Raises InputError where it is not whole."""
+        """A checkpoint's content. Raises InputError where it is not whole, or something else."""
         try:
-            return torch.load(filename, map_location="cpu", weights_only=True)
+            content = torch.load(filename, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
             raise InputError(
                 filename,
                 f"is not a whole checkpoint ({(str(error) or repr(error)).splitlines()[0]})",
                 "remove it; the run then resumes from the one before",
             ) from error
+        if not isinstance(content, dict):
+            raise InputError(
+                filename, f"holds a {type(content).__name__}, no checkpoint", "remove it"
+            )
+        return content
 
     def newest(self) -> str | None:
         """The readable checkpoint of the highest iteration; broken ones are named, passed over."""
         found: dict[int, str] = {}
         for path in sorted(Path(self.save_dir).glob("model_*.pth")):
             try:
-                found[self._load_file(str(path)).get("iteration", -1)] = str(path)
+                iteration = self._load_file(str(path)).get("iteration")
             except InputError as error:
-                logger.warning("%s", error)
+                logger.warning("passed over: %s", error)
+                continue
+            if isinstance(iteration, int):
+                found[iteration] = str(path)
+            else:
+                logger.warning("passed over: %s: has no iteration to go on from", path)
         return found[max(found)] if found else None
 
     def periodic(self) -> list[str]:

@@ -1,8 +1,13 @@
-"""The folder of a run: whose it is, whether it can be written, where an evaluation's is."""
+"""The folder of a run: whose it is, whether it can be written, where an evaluation's is.
 
+And the outputs of tools: folders and files that must be new.
+"""
+
+import errno
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,14 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..errors import InputError
+from ..writing import told_of_writing
 
 TRAINING, EVALUATION = "training", "evaluation"  # kinds of a run, in run.json
+# What a run leaves that another one must not be mixed with; run.json first, which names it best.
+OF_A_RUN = ("run.json", "model_*.pth", "model_final.safetensors", "metrics.json", "results.json")
+OF_AN_EVALUATION = ("inference", "pictures")  # folders, beside results.json
 _OTHER_PLACE = "choose an OUTPUT_DIR that can be written"
+OTHER_OUTPUT = "choose another --output"
 
 
 def folder_of(cfg: CfgNode, *parts: str) -> Path:
@@ -38,6 +48,17 @@ def kind_of_run(folder: str | Path) -> str | None:
     return EVALUATION if kind == EVALUATION else TRAINING
 
 
+def refuse_used(folder: Path) -> None:
+    """Raises InputError where the folder holds anything of a run: a new one would mix with it."""
+    for pattern in OF_A_RUN:
+        for path in sorted(folder.glob(pattern)):
+            raise InputError(
+                folder,
+                f"holds a run already ({path.name})",
+                "add --resume to go on with it, or choose another OUTPUT_DIR",
+            )
+
+
 def refuse_other(folder: Path, kind: str) -> None:
     """Raises InputError where the folder holds a run of the other kind."""
     there = kind_of_run(folder)
@@ -48,6 +69,40 @@ def refuse_other(folder: Path, kind: str) -> None:
         mend += f", such as {folder / 'eval'}: an evaluation would replace the run's results.json"
     what = {TRAINING: "a training run", EVALUATION: "an evaluation"}[there]
     raise InputError(folder, f"holds {what} (run.json)", mend)
+
+
+def refuse_other_task(folder: Path, cfg: CfgNode) -> None:
+    """Raises InputError where a detector's run would go on in a classifier's folder, or vice versa.
+
+    Both name their final weights alike. A folder whose config.yaml cannot be read is passed.
+    """
+    then, now = _task(_read_config(folder)), _task(yaml.safe_load(cfg.dump()))
+    if then not in (None, now):
+        raise InputError(folder, f"holds a {then} run (config.yaml)", "choose another OUTPUT_DIR")
+
+
+def _task(values: Any) -> str | None:
+    try:
+        return "detection" if values["DATASETS"]["TRAIN"] else "classification"
+    except (KeyError, TypeError):
+        return None
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+
+
+def forget_evaluation(folder: Path) -> None:
+    """Remove an earlier evaluation's figures and pictures, which are of other settings."""
+    is_evaluation = kind_of_run(folder) == EVALUATION
+    with told_of_writing(folder):
+        (folder / "results.json").unlink(missing_ok=True)
+        for name in OF_AN_EVALUATION:
+            if is_evaluation and (folder / name).is_dir() and not (folder / name).is_symlink():
+                shutil.rmtree(folder / name)
 
 
 def check_place(folder: Path) -> None:
@@ -63,14 +118,55 @@ def check_place(folder: Path) -> None:
     raise InputError(folder, f"cannot be made{where} {why}" if where else why, _OTHER_PLACE)
 
 
-def make_folder(folder: str | Path) -> Path:
-    """Make a folder and those above it. Raises InputError where that cannot be."""
+def make_folder(folder: str | Path, elsewhere: str = _OTHER_PLACE) -> Path:
+    """Make a folder and those above it. Raises InputError where that cannot be.
+
+    Args:
+        elsewhere: the mend.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(folder, f"cannot be made ({error.strerror})", _OTHER_PLACE) from error
+        # "File exists" would say of a file in the place of the folder what is not meant.
+        number = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
+        found = f"cannot be made ({os.strerror(number)})"
+        raise InputError(folder, found, elsewhere) from error
     return folder
+
+
+def new_folder(output: str | Path) -> Path:
+    """Make the folder that a tool writes to; of two tools that would make it, one is refused.
+
+    Raises:
+        InputError: it holds something already, or cannot be made.
+    """
+    folder = Path(output)
+    if folder.is_dir() and not any(folder.iterdir()):
+        return folder
+    if not folder.exists():
+        make_folder(folder.parent, OTHER_OUTPUT)
+    try:
+        folder.mkdir()
+    except FileExistsError as error:
+        raise InputError(folder, "is there already", f"remove it, or {OTHER_OUTPUT}") from error
+    except OSError as error:
+        raise InputError(folder, f"cannot be made ({error.strerror})", OTHER_OUTPUT) from error
+    return folder
+
+
+def new_file(output: str | Path) -> Path:
+    """Make the folder for the file that a tool writes.
+
+    Raises:
+        InputError: the file is there already, or its folder cannot be made.
+    """
+    path = Path(output)
+    if path.exists():
+        raise InputError(path, "is there already", f"remove it, or {OTHER_OUTPUT}")
+    with told_of_writing(path, OTHER_OUTPUT):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def evaluation_folder(cfg: CfgNode, name: str, keys: tuple[str, ...]) -> Path:
@@ -95,10 +191,10 @@ def evaluation_folder(cfg: CfgNode, name: str, keys: tuple[str, ...]) -> Path:
 def _stored_settings(folder: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
     if kind_of_run(folder) != EVALUATION:
         return None
+    stored = _read_config(folder)
     try:
-        stored = yaml.safe_load((folder / "config.yaml").read_text())
         return _settings(stored, keys, Path(stored["MODEL"]["WEIGHTS"]))
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError):
         return None  # damaged: left as it is
 
 

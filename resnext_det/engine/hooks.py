@@ -1,16 +1,20 @@
 """What both trainers need at each step and Detectron2's hooks lack."""
 
+import contextlib
 import logging
 import math
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 
-from ..errors import Interrupted
+from ..errors import InputError, Interrupted
+from ..writing import told_of_writing
 from .losses import LossLog
 from .seeding import seed_all
 
@@ -67,23 +71,46 @@ class WriteMetrics(hooks.PeriodicWriter):
     """Detectron2's, whose estimate of the time left fails where an iteration is written twice.
 
     That is when a run is stopped behind an iteration that has just been written.
+
+    Args:
+        folder: where the writers' files are, for messages.
+
+    Raises:
+        InputError: after a step or the training, that the disk is full.
     """
 
     written: int | None = None
 
+    def __init__(self, writers: list[EventWriter], folder: str | Path, period: int):
+        super().__init__(writers, period)
+        self.folder = Path(folder)
+
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
-            for writer in self._writers:
-                writer.write()
+            self._write()
             self.written = self.trainer.iter
 
     def after_train(self) -> None:
         if self.written != self.trainer.iter:
-            super().after_train()
-            return
+            self._write()
         for writer in self._writers:
-            writer.close()
+            with told_of_writing(self._file_of(writer)):
+                writer.close()
+
+    def _write(self) -> None:
+        for writer in list(self._writers):
+            try:
+                with told_of_writing(self._file_of(writer)):
+                    writer.write()
+            except InputError:
+                self._writers.remove(writer)  # or it would fail again while the run ends
+                with contextlib.suppress(OSError):  # of the figures that it still holds
+                    writer.close()
+                raise
+
+    def _file_of(self, writer: EventWriter) -> Path:
+        return self.folder / ("metrics.json" if isinstance(writer, JSONWriter) else "events.out.*")
 
 
 class KeepBest(HookBase):
@@ -142,6 +169,14 @@ class KeepBest(HookBase):
         self.behind = state["behind"]
 
 
+def goes_on(iteration: int) -> Interrupted:
+    """What a run ends with that was asked to stop, and has saved this iteration."""
+    return Interrupted(
+        f"saved iteration {iteration}; the same command with --resume goes on (`make demo` "
+        "goes on by itself)"
+    )
+
+
 class StopOnSignal(HookBase):
     """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint; twice ends now.
 
@@ -187,10 +222,7 @@ class StopOnSignal(HookBase):
         self.losses.flush()  # weights that a loss has spoiled are not saved
         iteration = self.trainer.iter
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        raise Interrupted(
-            f"saved iteration {iteration}; the same command with --resume goes on (`make demo` "
-            "goes on by itself)"
-        )
+        raise goes_on(iteration)
 
     def after_train(self) -> None:
         self._restore()

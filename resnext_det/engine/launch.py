@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from ..errors import InputError
+from .ranks import died, naming_lost_ranks, remember_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +30,23 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dist-url", default="auto", help="address of machine 0, for instance tcp://host:29500"
     )
-    # Taken out of the command line by errors.exit_cleanly; here for --help.
-    parser.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
 
 
 def launch(main: Callable, args: argparse.Namespace) -> None:
     """Run ``main(args)`` in every process.
 
-    Under torchrun the environment decides; otherwise ``--num-gpus`` processes are started.
+    Under torchrun the environment decides; otherwise ``--num-gpus`` processes are started. Where
+    one of several dies, the others end within 40 seconds: those that wait for it name it and end at
+    once; whoever started them sends SIGTERM to the others, and SIGKILL 30 seconds later. A machine
+    that vanishes is noticed after the time limit of torch.distributed, 30 minutes at most.
 
     Raises:
-        InputError: more GPUs asked for than there are.
+        InputError: more GPUs asked for than there are, or a process died; then it is named.
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         _join_torchrun()
         try:
-            main(args)
+            _run_as_one(main, args)
         finally:
             dist.destroy_process_group()
         return
@@ -55,14 +58,27 @@ def launch(main: Callable, args: argparse.Namespace) -> None:
             f"asks for {wanted}, this machine has {found}",
             "give a smaller number, or none to run on the CPU",
         )
-    detectron2_launch(
-        main,
-        max(wanted, 1),
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    processes = max(wanted, 1)
+    try:
+        detectron2_launch(
+            _run_as_one,
+            processes,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
+    except ProcessExitedException as error:
+        world = processes * args.num_machines
+        raise died(error, args.machine_rank * processes, world) from error
+
+
+def _run_as_one(main: Callable, args: argparse.Namespace) -> None:
+    """``main(args)`` in a process that knows the others by name, if there are any."""
+    if comm.get_world_size() > 1:
+        remember_ranks()
+    with naming_lost_ranks():
+        main(args)
 
 
 def _join_torchrun() -> None:

@@ -33,10 +33,11 @@ class LossLog:
 
     Args:
         folder: where ``nonfinite_loss.json`` goes.
+        solver: what messages call the group of the learning rate.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, solver: str = "SOLVER"):
+        self.folder, self.solver = Path(folder), solver
         self.rows: list[tuple[int, list[str], torch.Tensor, float, list[dict]]] = []
 
     def add(
@@ -80,7 +81,7 @@ class LossLog:
             path,
             f"{names} became infinite or no number at iteration {iteration}{_in_words(images)}",
             "look at these images and their boxes (tools/check_data.py); if they are right, lower "
-            "SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True, and add --resume",
+            f"{self.solver}.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True, and add --resume",
         )
 
 

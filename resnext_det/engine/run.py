@@ -14,29 +14,35 @@ from detectron2.utils import comm
 
 from ..compat import describe_environment
 from ..errors import InputError
+from ..writing import write_text
 from .folders import (
     EVALUATION,
     TRAINING,
     check_place,
-    folder_of,
+    forget_evaluation,
     make_folder,
     refuse_other,
+    refuse_other_task,
+    refuse_used,
 )
+from .lock import check_free, lock_folder, unlock_folder
 from .logs import log_to, log_to_console
-from .seeding import seed_all
+from .seeding import repeat_on_gpus, seed_all
 
 logger = logging.getLogger("resnext_det")
 
 MOST_WORKERS = 8  # data workers of a process, unless the user names a number
+# run.json of each folder when `start_run` looked at it, by full path; None where there was none.
+_found: dict[str, bytes | None] = {}
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write JSON whole or not at all; NaN becomes null, which every reader understands."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(_without_nan(values), indent=2) + "\n")
-    os.replace(aside, path)
+    """Write JSON whole or not at all; NaN becomes null, which every reader understands.
+
+    Raises:
+        InputError: see `writing.written_whole`.
+    """
+    write_text(path, json.dumps(_without_nan(values), indent=2) + "\n")
 
 
 def _without_nan(value: Any) -> Any:
@@ -113,18 +119,17 @@ def start_run(cfg: CfgNode, *, new: bool, evaluates: bool = False) -> None:
         evaluates: the folder must not hold a training run (``--eval-only``).
 
     Raises:
-        InputError: the folder holds another run or cannot be written, or NUM_WORKERS is below -1.
+        InputError: the folder holds another run, is in use by one or cannot be written, or
+            NUM_WORKERS is below -1.
     """
     folder = Path(cfg.OUTPUT_DIR)
     if evaluates:
         refuse_other(folder, EVALUATION)
-    if new and (folder / "run.json").exists():
-        raise InputError(
-            folder,
-            "holds a run already (run.json)",
-            "add --resume to go on with it, or choose another OUTPUT_DIR",
-        )
+    check_free(folder)
+    if new:
+        refuse_used(folder)
     check_place(folder)
+    _found[os.path.realpath(folder)] = _run_json(folder)
     comm.synchronize()
     log_to_console()
     choose_device(cfg)
@@ -133,6 +138,8 @@ def start_run(cfg: CfgNode, *, new: bool, evaluates: bool = False) -> None:
     if cfg.SEED < 0:
         cfg.SEED = 0
     seed_all(cfg.SEED, comm.get_rank())
+    if cfg.DETERMINISTIC:
+        repeat_on_gpus()
 
 
 def record_run(cfg: CfgNode, **facts: Any) -> None:
@@ -143,35 +150,85 @@ def record_run(cfg: CfgNode, **facts: Any) -> None:
             "auto".
 
     Raises:
-        InputError: the folder holds an evaluation.
+        InputError: the folder holds an evaluation or the other task's training, another process
+            has it or has used it since `start_run`, or the disk is full.
     """
     refuse_other(Path(cfg.OUTPUT_DIR), TRAINING)
+    refuse_other_task(Path(cfg.OUTPUT_DIR), cfg)
     _record(cfg, TRAINING, facts)
 
 
 def record_evaluation(cfg: CfgNode, **facts: Any) -> None:
     """Write config.yaml and run.json of an evaluation in place of an earlier one's.
 
-    An earlier results.json is removed: it would stand beside settings that are not its own.
+    The results, pictures/ and inference/ of the earlier one are removed: they would stand beside
+    settings that are not their own.
 
     Args:
         facts: as for `record_run`.
 
     Raises:
-        InputError: the folder holds a training run, whose record and results stay.
+        InputError: as `record_run`; a training run's record and results stay.
     """
     refuse_other(Path(cfg.OUTPUT_DIR), EVALUATION)
-    if comm.is_main_process():
-        folder_of(cfg, "results.json").unlink(missing_ok=True)
     _record(cfg, EVALUATION, facts)
 
 
 def _record(cfg: CfgNode, kind: str, facts: dict[str, Any]) -> None:
     folder = make_folder(cfg.OUTPUT_DIR)
+    _lock(folder)
     log_to(folder)
     if not comm.is_main_process():
         return
-    (folder / "config.yaml").write_text(cfg.dump())
+    if kind == EVALUATION:
+        forget_evaluation(folder)
+    write_text(folder / "config.yaml", cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     about = {"kind": kind, "command": sys.argv, "started": started, **facts}
     write_json(folder / "run.json", {**about, "environment": describe_environment()})
+
+
+def _lock(folder: Path) -> None:
+    """Lock the folder for this run; all its processes are refused where its first one is."""
+    refused = None
+    if comm.is_main_process():
+        try:
+            lock_folder(folder)
+            _refuse_used_meanwhile(folder)
+        except InputError as error:
+            unlock_folder(folder)
+            refused = error
+    if refused := comm.all_gather(refused)[0]:
+        raise refused
+
+
+def _refuse_used_meanwhile(folder: Path) -> None:
+    """Raises InputError where another run began, and may have ended, while input was checked."""
+    now = _run_json(folder)
+    if _found.pop(os.path.realpath(folder), now) != now:
+        raise InputError(
+            folder,
+            "another run was begun there while this one checked its input (run.json)",
+            "choose another OUTPUT_DIR",
+        )
+
+
+def _run_json(folder: Path) -> bytes | None:
+    try:
+        return (folder / "run.json").read_bytes()
+    except OSError:
+        return None
+
+
+def take_folder(folder: str | Path) -> Path:
+    """Make and lock a folder below which several runs lie, no run's own, and log to it.
+
+    Raises:
+        InputError: it cannot be made, holds a run, or another process has it.
+    """
+    folder = make_folder(folder)
+    if (folder / "run.json").exists():
+        raise InputError(folder, "holds a run (run.json)", "choose another OUTPUT_DIR")
+    lock_folder(folder)
+    log_to(folder)
+    return folder

@@ -9,6 +9,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
 from .seeding import own_stream
+from .workers import WatchedLoader
 
 
 class Draw(NamedTuple):
@@ -75,25 +76,19 @@ class SeededDataset(torch.utils.data.Dataset):
             return self.read(draw.index)
 
 
-def one_thread(_worker: int) -> None:
-    """Data workers share the cores with the training step; torch would give each all of them."""
-    torch.set_num_threads(1)
-
-
 def training_loader(
     read: Callable[[int], Any],
     batches: ResumableBatches,
     *,
     num_workers: int,
     collate: Callable[[list], Any],
-) -> torch.utils.data.DataLoader:
+) -> WatchedLoader:
     """The loader both trainers use: seeded samples in resumable batches."""
-    return torch.utils.data.DataLoader(
+    return WatchedLoader(
         SeededDataset(read, batches.seed),
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

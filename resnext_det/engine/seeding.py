@@ -7,6 +7,7 @@ the number of data workers does not matter.
 """
 
 import contextlib
+import os
 import random
 from collections.abc import Callable, Iterator
 
@@ -29,6 +30,18 @@ def _seed(seed_torch: Callable[[int], object], numbers: tuple[int, ...]) -> None
     random.seed(seed)
     np.random.seed(seed)
     seed_torch(seed)
+
+
+def repeat_on_gpus() -> None:
+    """Let GPUs take kernels that sum in one order, for the whole process (DETERMINISTIC).
+
+    CPUs do so anyway. What has no such kernel, RoI pooling's backward among them, warns once and
+    may still differ in the last digits (torch.use_deterministic_algorithms lists all).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a guard against other faults
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """The training loop both tasks share: Detectron2's `SimpleTrainer`, hooks, checkpoints, resume."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -12,11 +14,15 @@ from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from fvcore.common.history_buffer import HistoryBuffer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import InputError, Interrupted
+from ..errors import InputError, Interrupted, disk_error
+from ..writing import told_of_writing
 from .checkpoint import RunCheckpointer
+from .folders import make_folder
 from .hooks import (
     Evaluate,
     KeepBest,
@@ -25,17 +31,31 @@ from .hooks import (
     StopOnSignal,
     StoppedEarly,
     WriteMetrics,
+    goes_on,
 )
 from .losses import LossLog, images_of
 from .memory import peak_memory
+from .ranks import lost_rank
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # iterations
+REMEMBERED = 1000  # values of a figure in memory; what is written looks back 20 iterations
+
+
+def _is_told_in_one_line(error: BaseException | None) -> bool:
+    return isinstance(error, InputError) or disk_error(error) or lost_rank(error)
+
+
 # Detectron2 logs a traceback of whatever ends the loop; what a user gave is told in one line.
 logging.getLogger("detectron2.engine.train_loop").addFilter(
-    lambda record: not (record.exc_info and isinstance(record.exc_info[1], InputError))
+    lambda record: not (record.exc_info and _is_told_in_one_line(record.exc_info[1]))
 )
+
+
+def _writers(folder: str, max_iter: int) -> list[EventWriter]:
+    with told_of_writing(Path(folder, "metrics.json")):
+        return default_writers(folder, max_iter)
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -54,6 +74,10 @@ def share_statistics(model: nn.Module) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
 class Trainer(SimpleTrainer):
     """Trains ``model`` by ``cfg.SOLVER`` in ``cfg.OUTPUT_DIR`` and resumes exactly.
 
@@ -66,6 +90,7 @@ class Trainer(SimpleTrainer):
             metrics.
         best: the metric by which model_best.pth is kept, as "bbox/AP"; "" keeps none. A name
             that ends in "error" or "loss" is better when lower.
+        solver: what messages call the group of the learning rate, where it is not SOLVER.
     """
 
     def __init__(
@@ -77,18 +102,19 @@ class Trainer(SimpleTrainer):
         evaluate: Callable[[], dict] | None = None,
         eval_period: int = 0,
         best: str = "",
+        solver: str = "SOLVER",
     ):
         model = distribute(model)
         optimizer = build_optimizer(cfg, model)
         super().__init__(model, None, optimizer)
-        self.cfg, self.build_loader = cfg, build_loader
+        self.cfg, self.build_loader, self.solver = cfg, build_loader, solver
         self.scheduler = build_lr_scheduler(cfg, optimizer)
         # fp16's gradients would vanish below 6e-8 unscaled; bf16 has fp32's range.
         device = next(model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=cfg.MODEL.PRECISION == "fp16")
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter, self.parts = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE
-        self.losses, self.left_out = LossLog(cfg.OUTPUT_DIR), 0
+        self.losses, self.left_out = LossLog(cfg.OUTPUT_DIR, solver), 0
         self.best, self.signals = None, StopOnSignal(self.checkpointer, self.losses)
         if best and eval_period:
             self.best = KeepBest(self.checkpointer, eval_period, best, cfg.SOLVER.EARLY_STOP)
@@ -115,7 +141,8 @@ class Trainer(SimpleTrainer):
             else None,
             # Of several evaluations between two lines of metrics.json only the last would be kept.
             WriteMetrics(
-                default_writers(cfg.OUTPUT_DIR, self.max_iter),
+                _writers(cfg.OUTPUT_DIR, self.max_iter),
+                cfg.OUTPUT_DIR,
                 period=min(LOG_PERIOD, eval_period or LOG_PERIOD),
             )
             if main
@@ -155,6 +182,9 @@ class Trainer(SimpleTrainer):
         # Making the iterator draws a random number: before the first step is seeded, or a resumed
         # run would go on with others than the undisturbed one.
         self._data_loader_iter_obj = iter(self.data_loader)
+        # A million values of each figure by default: at 90,000 iterations some 100 MB.
+        histories = self.storage.histories()
+        histories.default_factory = functools.partial(HistoryBuffer, max_length=REMEMBERED)
 
     def run_step(self) -> None:
         """One update; with SOLVER.ACCUMULATE > 1 from the mean gradient of several batches."""
@@ -162,7 +192,7 @@ class Trainer(SimpleTrainer):
         waited, sums, images = 0.0, {}, []
         for part in range(self.parts):
             start = time.perf_counter()
-            batch = next(self._data_loader_iter)
+            batch = self._next_batch(part)
             waited += time.perf_counter() - start
             images += images_of(batch)
             with self._sync_only(part == self.parts - 1):
@@ -183,6 +213,30 @@ class Trainer(SimpleTrainer):
                 self.scaler.get_scale(),
             )
 
+    def _next_batch(self, part: int) -> Any:
+        try:
+            return next(self._data_loader_iter)
+        except Exception as error:
+            if part == 0 and self.iter > self.start_iter:  # else norm statistics have moved on
+                self._save_before(error)
+            raise
+
+    def _save_before(self, error: Exception) -> None:
+        """Save the state behind the last whole iteration; the one at hand has no batch.
+
+        Other processes are not asked: they may be in the step already, and wait for this one.
+        """
+        alone = comm.get_world_size() == 1
+        if alone:
+            self.losses.flush()  # weights that a loss has spoiled are not saved
+        elif not comm.is_main_process() or not _is_finite(self.model):
+            return
+        self.iter -= 1
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        if alone and self.signals.received is not None:  # it was sent to the workers as well
+            raise goes_on(self.iter) from error
+        logger.warning("no batch for the next iteration: --resume goes on behind %d", self.iter)
+
     def state_dict(self) -> dict:
         own = {"scaler": self.scaler.state_dict(), "base_lr": self.cfg.SOLVER.BASE_LR}
         own["iteration"] = min(self.iter, self.max_iter - 1)  # behind the last one it goes on
@@ -193,7 +247,7 @@ class Trainer(SimpleTrainer):
         if then is not None and then != now:
             raise InputError(
                 self.cfg.OUTPUT_DIR,
-                f"was begun with BASE_LR {then:g}, the config now says {now:g}",
+                f"was begun with {self.solver}.BASE_LR {then:g}, the config now says {now:g}",
                 f"set it to {then:g} to go on, or choose another OUTPUT_DIR",
             )
         super().load_state_dict(state_dict)
@@ -213,8 +267,12 @@ class Trainer(SimpleTrainer):
             logger.info("weights taken from %s", path)
 
     def fit(self, resume: bool) -> None:
-        """Train to ``SOLVER.MAX_ITER``, from the newest checkpoint if ``resume``."""
-        Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        """Train to ``SOLVER.MAX_ITER``, from the newest checkpoint if ``resume``.
+
+        Raises:
+            InputError: the disk is full; the checkpoints of before are whole.
+        """
+        make_folder(self.cfg.OUTPUT_DIR)
         start = self.resume() if resume else 0
         self.data_loader = self.build_loader(start * self.parts)
         try:
@@ -225,5 +283,6 @@ class Trainer(SimpleTrainer):
             if self.signals.is_asked():
                 raise Interrupted("the same command with --resume goes on") from stop
         finally:
+            self.signals.after_train()  # where a hook before it has failed
             # Ends the data workers; left to the garbage collector, each one takes five seconds.
             self.data_loader = self._data_loader_iter_obj = None

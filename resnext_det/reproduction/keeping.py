@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import runs
 from ..errors import InputError
 from ..runs import Record
+from ..writing import write_text
 from .rows import is_here, nearest_recipe, network_of
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -46,10 +47,5 @@ def keep(record: Record, name: str, folder: Path) -> Record:
 
 
 def write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise InputError(
-            path, f"cannot be written ({error.strerror})", "give another path"
-        ) from error
+    """Whole or not at all. Raises InputError where it cannot be written."""
+    write_text(path, text, "give another path")

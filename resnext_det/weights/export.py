@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from ..errors import InputError
 from ..models import Architecture
+from ..writing import open_for_torch, written_whole
 from .facts import IMAGENET
-from .files import plain, save_weights, written_whole
+from .files import plain, save_weights
 from .layout import check_layout
 from .names import to_torchvision
 from .norms import COUNTER
@@ -59,8 +60,8 @@ def export_weights(path: str | Path, source: Source, to: str) -> list[str]:
     tensors = source.tensors if to == "resnext_det" else _for_torchvision(source)
     try:
         _write(path, tensors, source.record, to)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's own is the last
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, SafetensorError, RuntimeError) as error:  # what `writing` has no words for
+        reason = str(error).splitlines()[0]
         raise InputError(path, f"cannot be written ({reason})", "choose another place") from error
     if to == "resnext_det":
         return []
@@ -70,11 +71,11 @@ def export_weights(path: str | Path, source: Source, to: str) -> list[str]:
 def _write(path, tensors: dict[str, torch.Tensor], record: WeightsRecord, to: str) -> None:
     if to == "resnext_det":
         save_weights(path, tensors, record)
-        return
-    with written_whole(path) as aside:
-        if to == "torchvision":
-            torch.save(tensors, aside)
-        else:
+    elif to == "torchvision":
+        with open_for_torch(path) as file:
+            torch.save(tensors, file)
+    else:
+        with written_whole(path) as aside:
             save_file(tensors, aside, metadata={"format": "pt"})
 
 

@@ -2,9 +2,6 @@
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from safetensors.torch import save_file
 
 from ..errors import InputError
 from ..models import Architecture
+from ..writing import written_whole
 from .facts import NO_FACTS, Facts
 from .kinds import is_safetensors
 from .layout import check_layout
@@ -28,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def save_weights(path: str | Path, tensors: dict[str, torch.Tensor], record: WeightsRecord) -> None:
-    """Write tensors and record to ``path``; a half-written file is never left there."""
+    """Write tensors and record to ``path``; a half-written file is never left there.
+
+    Raises:
+        InputError: the disk is full, or ``path`` cannot be written.
+    """
     with written_whole(path) as aside:
         save_file(plain(tensors), aside, metadata=record.to_metadata())
 
@@ -38,19 +40,6 @@ def plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
     }
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place when all went well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def fingerprint(tensors: dict[str, torch.Tensor]) -> str:

@@ -63,6 +63,19 @@ def test_other_settings_have_another_folder(run):
     assert kept[0] == json.loads((run / "results.json").read_text()) != kept[1]
 
 
+def test_an_unknown_class_leaves_no_folder(run):
+    weights = str(run / "model_final.safetensors")
+    cfg = pipeline.evaluation_cfg(None, weights, ["TEST.CLASSES", "unicorn"])
+    refusal(lambda: pipeline.evaluate_only(cfg, weights), "TEST.CLASSES", "unicorn", "choose from")
+    assert not (run / cfg.OUTPUT_DIR).exists()
+
+
+def test_an_unknown_class_is_told_before_training(demo_set, tmp_path):
+    cfg = make_cfg(demo_set, tmp_path / "run", "")
+    cfg.TEST.CLASSES = ("unicorn",)
+    refusal(lambda: pipeline.prepare(cfg), "TEST.CLASSES", "unicorn", "val.json")
+
+
 def test_missing_weights_are_told_before_the_data_are_read(demo_set, tmp_path):
     cfg = make_cfg(demo_set, tmp_path / "run", "none.pth")
     cfg.DATASETS.COCO_JSON = [["demo_train", "none.json", "nowhere"]]

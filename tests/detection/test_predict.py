@@ -25,12 +25,12 @@ from resnext_det.detection.predict_files import (
     draw,
     entries_of,
     entries_of_coco,
-    new_folder,
     picture_names,
     predict_images,
     predict_video,
     video_of,
 )
+from resnext_det.engine.folders import new_folder
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,11 @@ def evaluated(run):
     cfg.TEST.IMS_PER_BATCH = 1
     with torch.no_grad():
         return [(x, model([x])[0]["instances"]) for (x,) in build_test_loader(cfg, "demo_val")]
+
+
+@pytest.mark.parametrize("given", [5, None, [5], b"a.png"])
+def test_what_is_no_image(predictor, given):
+    refusal(lambda: predictor(given), "image: is", "give a path, or an array")
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

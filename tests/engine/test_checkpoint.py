@@ -1,5 +1,6 @@
 """Guard the promise that a kill costs no run: checkpoints are whole or absent, and run no code."""
 
+import errno
 import logging
 import os
 import pickle
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from resnext_det.engine import checkpoint
-from resnext_det.engine.checkpoint import RunCheckpointer
+from resnext_det.engine.checkpoint import RunCheckpointer, remove_leftovers
 from resnext_det.errors import InputError
 
 
@@ -57,13 +58,13 @@ def test_nothing_is_left_of_a_save_that_fails(checkpointer, tmp_path, monkeypatc
     checkpointer.save("model_0000003", iteration=3)
     before = (tmp_path / "model_0000003.pth").read_bytes()
 
-    def fail_halfway(_data, path):
-        Path(path).write_bytes(before[:100])
-        raise OSError("No space left on device")
+    def fail_halfway(_data, file):
+        file.write(before[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", fail_halfway)
     for name in ("model_0000003", "model_0000007"):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match=rf"{name}.pth: cannot be written \(No space left"):
             checkpointer.save(name, iteration=7)
     assert files(tmp_path) == ["last_checkpoint", "model_0000003.pth"]
     assert (tmp_path / "model_0000003.pth").read_bytes() == before
@@ -81,7 +82,7 @@ def test_file_appears_only_when_it_is_whole(checkpointer, tmp_path, monkeypatch)
         replaced.append(Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "replace", check_then_replace)
+    monkeypatch.setattr(os, "replace", check_then_replace)
     checkpointer.save("model_0000003", iteration=3)
     assert replaced == ["model_0000003.pth", "last_checkpoint"]
 
@@ -95,7 +96,43 @@ def test_newest_passes_over_a_broken_file(checkpointer, tmp_path, caplog, kept):
     broken.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
     with caplog.at_level(logging.WARNING, logger=checkpoint.__name__):
         assert checkpointer.newest() == str(tmp_path / "model_0000007.pth")
-    assert [str(broken) in record.message for record in caplog.records] == [True]
+    (said,) = caplog.messages
+    assert said.startswith(f"passed over: {broken}: is not a whole checkpoint (")
+    assert said.endswith("remove it; the run then resumes from the one before")
+
+
+OTHERS = {
+    "holds a list, no checkpoint; remove it": [1, 2],
+    "holds a Tensor, no checkpoint; remove it": torch.zeros(3),
+    "has no iteration to go on from": {"conv1.weight": torch.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_newest_passes_over_what_is_no_checkpoint(checkpointer, tmp_path, caplog, words):
+    """Weights that a user has put there, say."""
+    checkpointer.save("model_0000003", iteration=3)
+    torch.save(OTHERS[words], tmp_path / "model_mine.pth")
+    with caplog.at_level(logging.WARNING, logger=checkpoint.__name__):
+        assert checkpointer.newest() == str(tmp_path / "model_0000003.pth")
+    assert caplog.messages == [f"passed over: {tmp_path / 'model_mine.pth'}: {words}"]
+
+
+def test_a_half_line_of_metrics_is_cut_off(tmp_path, caplog):
+    """A full disk takes a part of it; the next line would be joined to that."""
+    path = tmp_path / "metrics.json"
+    for content, kept in ((b"", b""), (b"{}\n{}\n", b"{}\n{}\n"), (b"{", b"")):
+        path.write_bytes(content)
+        remove_leftovers(tmp_path)
+        assert path.read_bytes() == kept
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a":')
+    with caplog.at_level(logging.INFO, logger=checkpoint.__name__):
+        remove_leftovers(tmp_path)
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+    assert "cut off by a full disk" in caplog.messages[-1]
+    path.unlink()
+    path.symlink_to("/dev/full")  # no file of ours
+    remove_leftovers(tmp_path)
 
 
 def test_newest_of_an_empty_folder(checkpointer):

@@ -40,7 +40,7 @@ def test_number_of_processes(parse, monkeypatch, flags, present, processes):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: present)
     monkeypatch.setattr(room, "detectron2_launch", lambda *args, **kwargs: started.append(args))
     launch(print, parse(flags))
-    assert started == [(print, processes)]
+    assert started == [(room._run_as_one, processes)]
 
 
 def test_arguments_reach_the_tool(parse, monkeypatch):

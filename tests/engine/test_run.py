@@ -210,3 +210,21 @@ def test_nan_is_written_as_null(tmp_path):
     write_json(tmp_path / "a.json", {"AP": float("nan"), "list": [1.5, float("nan")]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"AP": None, "list": [1.5, None]}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def as_found():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_kernels_that_repeat(tmp_path, monkeypatch, as_found):
+    """On a GPU sums may come in any order; on a CPU the switch changes nothing."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    run_in(tmp_path / "a")
+    assert not torch.are_deterministic_algorithms_enabled()
+    run_in(tmp_path / "b", "DETERMINISTIC", "True")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -119,7 +119,8 @@ def test_another_rate_on_resume(killed, sets, caplog):
             lines = [record.message for record in caplog.records]
         except InputError as error:
             lines = [str(error)]
-    assert [line for line in lines if "BASE_LR" in line and "0.03" in line and "0.05" in line]
+    of_both = [line for line in lines if "0.03" in line and "0.05" in line]
+    assert of_both and "SOLVER.RPN.BASE_LR" in of_both[0]
 
 
 def test_a_run_is_made_longer(killed, sets, rates, caplog):

@@ -215,10 +215,7 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 def left_of(attempts: list[Attempt], patience: float = 10.0) -> list[int]:
-    """Processes of the attempts' sessions that are there after ``patience`` seconds.
-
-    A data worker whose parent was killed looks for it every five seconds.
-    """
+    """Processes of the attempts' sessions that are there after ``patience`` seconds."""
     sessions, end = {attempt.pid for attempt in attempts}, time.monotonic() + patience
     while (left := _members(sessions)) and time.monotonic() < end:
         time.sleep(0.1)

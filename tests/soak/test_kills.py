@@ -115,11 +115,10 @@ def summary(records: list[Record], seconds: float) -> dict:
 
 @pytest.mark.slow
 def test_workers_end_ctrl_c_is_answered_and_leftovers_go(undisturbed, tmp_path):
-    """A kill orphans the data workers, which end; Ctrl-C says at once what it waits for."""
+    """A kill ends the data workers as well; Ctrl-C says at once what it waits for."""
     pipeline, reference, _ = undisturbed("classification")
     moment, folder = Moment(pipeline.event("checkpoint")), tmp_path / "run"
     killed = attempt(pipeline, folder, resume=False, moment=moment, number=KILL)
-    assert left_of([killed], 0)  # or there would be nothing to end
     leftovers = [".model_0000003.pth.tmp", ".model_final.safetensors.7.tmp", ".results.json.tmp"]
     for name in leftovers:
         (folder / name).write_text("half")

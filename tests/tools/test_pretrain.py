@@ -227,6 +227,16 @@ def test_other_sizes_than_the_weights_are_told(monkeypatch, capfd, data, trained
     assert "X14_4x8d_w0.125 with 3 classes" in out
 
 
+def test_scales_of_larger_networks_are_told(monkeypatch, capfd, data, trained, tmp_path):
+    dense = ["DATA.TEST_PROTOCOL", "dense", "OUTPUT_DIR", tmp_path]
+    score(monkeypatch, data, trained, *dense, "DATA.TEST_SCALES", (64, 96))
+    out = capfd.readouterr().out
+    assert "trained at 32 pixels: an image takes about 13 times a single crop's time" in out
+    assert 'DATA.TEST_SCALES "(32, 48)"' in out
+    score(monkeypatch, data, trained, *dense, "DATA.TEST_SCALES", (32, 48))
+    assert "DATA.TEST_SCALES are" not in capfd.readouterr().out
+
+
 def test_a_second_evaluation_into_one_folder(monkeypatch, data, trained, tmp_path):
     """Results, settings and command are all of the last one."""
     for size in (32, 48):
