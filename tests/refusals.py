@@ -143,6 +143,7 @@ def pytest_configure(config) -> None:
     def noted_add(self, kind, severity, entries, *args, **kwargs):
         if severity == STOPS and len(entries):
             _note(sys._getframe(1))
+            _note(sys._getframe(2))  # a reader may have a method of its own for it
         add(self, kind, severity, entries, *args, **kwargs)
 
     InputError.__init__, Findings.add = noted, noted_add

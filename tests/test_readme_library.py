@@ -18,7 +18,9 @@ from PIL import Image
 
 from resnext_det.config import load_cfg
 from resnext_det.data import coco
+from resnext_det.data.proposals import ProposalWriter, join_parts
 from resnext_det.detection.detector import record_of
+from resnext_det.detection.meta_arch import NonSharedRCNN
 from resnext_det.models import ResNeXt, build_resnext
 from resnext_det.weights import WeightsRecord, read_weights, save_weights
 
@@ -97,6 +99,13 @@ def write_detector(path, demo_set):
     save_weights(path, model.state_dict(), record_of(cfg, "detector", "readme_train"))
 
 
+def write_proposals(path):
+    writer = ProposalWriter(path, 0)
+    writer.add(7, np.ones((3, 4), np.float32), np.array([0.0, 2.0, 1.0], np.float32))
+    writer.close()
+    join_parts(path, 1, "readme")
+
+
 def write_picture(path):
     pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -111,6 +120,8 @@ def write_stand_in(path, demo_set):
         write_picture(path)
     elif path.suffix == ".safetensors" and network:
         write_classification(path, network[0])
+    elif path.suffix == ".safetensors" and "proposals" in path.parts:
+        write_proposals(path)
     elif path.suffix == ".safetensors":
         write_detector(path, demo_set)
     else:
@@ -189,6 +200,19 @@ def test_the_weights_are_in_it(states, folder):
     detector = values_of(states, GeneralizedRCNN)[-1]  # built anew, as the file says
     for module, key in ((detector.backbone, "stem.conv1"), (detector.roi_heads, "res5.2.conv3")):
         assert torch.equal(module.get_submodule(key).weight.cpu(), tensors[f"{key}.weight"])
+
+
+def test_the_two_networks_alone(states):
+    """Each with the trunk and the head that the config names, and no parameter in both."""
+    (two,) = values_of(states, NonSharedRCNN)
+    trunks = [two.rpn.backbone, two.fast_rcnn.backbone]
+    assert [trunk.architecture.name for trunk in trunks] == ["X50_32x4d"] * 2
+    assert not {*map(id, two.rpn.parameters())} & {*map(id, two.fast_rcnn.parameters())}
+    assert set(states[-1]["both"]) == {"instances", "proposals"}
+
+
+def test_stored_proposals_alone(states):
+    assert states[-1]["logits"].tolist() == [2.0, 1.0, 0.0] and states[-1]["boxes"].shape == (3, 4)
 
 
 def test_a_network_by_its_name(states):

@@ -106,6 +106,11 @@ def test_debug_keeps_the_traceback(monkeypatch):
         run_here(monkeypatch, "train_net.py", "--eval-only", "--debug")
 
 
+def test_training_wants_a_config(monkeypatch):
+    with pytest.raises(InputError, match="--config-file is missing; .*configs/custom/small.yaml"):
+        run_here(monkeypatch, "train_net.py", "--debug")
+
+
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.name)
 def test_help(tool, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
