@@ -8,6 +8,18 @@ from typing import Any, NoReturn
 from .errors import InputError, one_line
 
 WHERE = "command line"
+KEYS = {  # that other programs have as flags
+    "OUTPUT_DIR": "OUTPUT_DIR",
+    "OUTPUT": "OUTPUT_DIR",
+    "WEIGHTS": "MODEL.WEIGHTS",
+    "DEVICE": "MODEL.DEVICE",
+    "SEED": "SEED",
+    "LR": "SOLVER.BASE_LR",
+    "BATCH_SIZE": "SOLVER.IMS_PER_BATCH",
+    "EPOCHS": "SOLVER.MAX_EPOCHS",
+    "WORKERS": "DATALOADER.NUM_WORKERS",
+    "NUM_WORKERS": "DATALOADER.NUM_WORKERS",
+}
 _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
 _CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)")
 
@@ -24,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, about: str | None = None, **others: Any):
         shape = argparse.RawDescriptionHelpFormatter
+        others = {"allow_abbrev": False, **others}  # "--resum" is a slip, and may cost a run
         super().__init__(description=about, formatter_class=shape, **others)
         # Taken out of the command line by errors.exit_cleanly; here for --help.
         self.add_argument("--debug", action="store_true", help="a traceback beside every refusal")
@@ -59,6 +72,9 @@ class Parser(argparse.ArgumentParser):
         flag = word.split("=")[0]
         if re.fullmatch(r"--?[A-Z][A-Z_]*(\.\w+)*", flag):
             return f"{one_line(flag)} is a config key", f"write {flag.lstrip('-')} VALUE"
+        key = flag.lstrip("-").replace("-", "_").upper()
+        if key in KEYS and any(action.dest == "opts" for action in self._actions):
+            return f"there is no flag {one_line(flag)}", f"write the config key {KEYS[key]} VALUE"
         nearest = _nearest(flag, self._option_string_actions)
         found = f"there is no flag {one_line(flag)}"
         return found, f"did you mean {nearest}?" if nearest else "--help lists all arguments"

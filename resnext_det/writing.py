@@ -20,6 +20,8 @@ from .errors import not_written
 
 # The error's number in what safetensors, which is no Python, says of it.
 _NUMBER = re.compile(r"\bos error (\d+)|\bcode: (\d+)")
+_UMASK = os.umask(0o077)  # only read by setting it; while a module is imported there is one thread
+os.umask(_UMASK)
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # some file systems have none
 
 
@@ -67,6 +69,9 @@ def written_whole(path: str | Path, elsewhere: str = "") -> Iterator[Path]:
         try:
             yield aside
             _to_disk(aside)
+            os.chmod(
+                aside, 0o666 & ~_UMASK
+            )  # as `open` makes files; safetensors makes private ones
             os.replace(aside, path)
         finally:
             with contextlib.suppress(OSError):  # renamed, or its folder is not to be written

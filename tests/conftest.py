@@ -1,6 +1,7 @@
 """What several test files share. Tests of outside data skip, with a reason, where it is absent."""
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ from resnext_det.engine import lock
 def one_thread():
     """The networks here are too small for more, and test processes run side by side."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """A shell's background job ignores SIGINT, and so would every tool that a test starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ def parser():
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("--stage", choices=("rpn", "proposals", "fast_rcnn"))
     parser.add_argument("--num-gpus", type=int)
+    parser.add_argument("--resume", action="store_true")
     parser.add_overrides()
     return parser
 
@@ -39,8 +40,12 @@ def test_flags_and_overrides_in_any_order(parser, monkeypatch):
     [
         (["--config_file", "a"], "there is no flag --config_file; did you mean --config-file?"),
         (["--evalonly"], "there is no flag --evalonly; did you mean --eval-only?"),
-        (["SEED", "1", "--num-gpu=2x"], "argument --num-gpus: invalid int value: '2x'"),
+        (["SEED", "1", "--num-gpus=2x"], "argument --num-gpus: invalid int value: '2x'"),
         (["--gpus=1"], "there is no flag --gpus; did you mean --num-gpus?"),
+        (["--resum"], "there is no flag --resum; did you mean --resume?"),
+        (["--eval"], "there is no flag --eval; did you mean --eval-only?"),
+        (["--output-dir", "x"], "there is no flag --output-dir; write the config key OUTPUT_DIR V"),
+        (["--lr=0.1"], "there is no flag --lr; write the config key SOLVER.BASE_LR VALUE"),
         (["--frobnicate"], "there is no flag --frobnicate; --help lists all arguments"),
         (["--MODEL.WEIGHTS", "x"], "--MODEL.WEIGHTS is a config key; write MODEL.WEIGHTS VALUE"),
         (["--SEED=3"], "--SEED is a config key; write SEED VALUE"),

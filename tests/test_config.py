@@ -210,8 +210,24 @@ def test_base(tmp_path):
 
 def test_missing_file(tmp_path):
     path = tmp_path / "none.yaml"
-    assert_refused(lambda: load_cfg(path), f"{path}: ", "does not exist", "configs/imagenet/X50")
-    assert (ROOT / "configs" / "imagenet" / "X50_32x4d.yaml").is_file()  # which the mend names
+    assert_refused(lambda: load_cfg(path), f"{path}: ", "does not exist", "those in configs/")
+    path = ROOT / "configs" / "demo" / "detection.yml"
+    assert_refused(lambda: load_cfg(path), f"did you mean {path.with_suffix('.yaml')}?")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("TEST: {EVAL_PERIOD: -5}", "TEST.EVAL_PERIOD is -5; set it to 0"),
+        (
+            "{MODEL: {META_ARCHITECTURE: SharedRCNN}, PROPOSALS: {ONLINE: True}}",
+            "SharedRCNN makes its proposals itself; leave PROPOSALS.ONLINE away",
+        ),
+    ],
+)
+def test_keys_without_a_meaning(tmp_path, text, words):
+    path = write(tmp_path, text)
+    assert_refused(lambda: load_cfg(path), f"{path}: ", words)
 
 
 def test_missing_base(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from small_disk import contents, small_disk
 from torch import nn
 
@@ -336,3 +337,12 @@ def test_nothing_else_is_written():
     root = Path(writing.__file__).parent
     found = {str(p.relative_to(root)) for p in root.rglob("*.py") if writes(p.read_text())}
     assert found == set(OTHERWISE)
+
+
+@pytest.mark.parametrize("write", [lambda p: write_text(p, "a"), lambda p: save_file({}, p)])
+def test_others_may_read_what_open_lets_them_read(tmp_path, write):
+    """safetensors makes files that no one else can read."""
+    with open(tmp_path / "plain", "w"), written_whole(tmp_path / "ours") as aside:
+        write(aside)
+    modes = [(tmp_path / name).stat().st_mode for name in ("plain", "ours")]
+    assert modes[0] == modes[1]

@@ -17,7 +17,7 @@ from resnext_det.detection import pipeline
 from resnext_det.engine.folders import make_folder
 from resnext_det.engine.lock import lock_folder
 from resnext_det.engine.run import start_run
-from resnext_det.errors import exit_cleanly
+from resnext_det.errors import Interrupted, exit_cleanly
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 DATA = Path("output/demo/data")
@@ -52,9 +52,12 @@ def main() -> None:
     args = parser.parse_args()
     lock_folder(make_folder(DATA.parent), "start it elsewhere")  # what it draws is both demos'
     write_demo(DATA)
-    if not args.random_weights:
-        classify()
-    folder = detect(args.random_weights)
+    try:
+        if not args.random_weights:
+            classify()
+        folder = detect(args.random_weights)
+    except Interrupted as stop:
+        raise Interrupted(f"{str(stop).split(';')[0]}; the same command goes on") from stop
     if not args.random_weights:
         curves = {
             "classification": folder / "classification" / "metrics.json",

@@ -150,6 +150,16 @@ def _check_solver(cfg: CfgNode, source: str) -> None:
             f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}",
             "set TEST.EVAL_PERIOD to the iterations between two evaluations",
         )
+    if cfg.TEST.EVAL_PERIOD < 0:
+        raise InputError(
+            source, f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}", "set it to 0 (none)"
+        )
+    if cfg.PROPOSALS.ONLINE and cfg.MODEL.META_ARCHITECTURE == "SharedRCNN":
+        raise InputError(
+            source,
+            "PROPOSALS.ONLINE is True, and SharedRCNN makes its proposals itself",
+            "leave PROPOSALS.ONLINE away",
+        )
     for key, value in flatten(cfg.SOLVER, "SOLVER.").items():
         if key.endswith(("IMS_PER_BATCH", "MAX_ITER", "ACCUMULATE")) and value < 1:
             raise InputError(source, f"{key} is {value}", "set it to 1 or more")

@@ -1,5 +1,6 @@
 """Reading a config: files with ``_BASE_``, overrides, a run's stored text."""
 
+import difflib
 import functools
 import re
 from ast import literal_eval
@@ -20,6 +21,7 @@ from .yaml_text import checked, load_yaml, unreadable
 SCHEDULE = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 # What a text raises that is no Python literal; the last three where it is nested or built to harm.
 _NO_LITERAL = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+_GIVE_YAML = "give a path to a YAML file, such as those in configs/"
 _NEVER = ("null", "NaN", "unprintable")  # kinds of values that no key can have
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, surrogates, line and paragraph ends
 _LONGEST_TEXT = 1000  # characters; a path of more is none that people type
@@ -221,11 +223,10 @@ def _kind(value: Any) -> str:
 
 def _merge_file(cfg: CfgNode, path: str) -> None:
     if not Path(path).is_file():
-        raise InputError(
-            path,
-            "the config file does not exist",
-            "give a path to a YAML file, for instance configs/imagenet/X50_32x4d.yaml",
-        )
+        there = [file.name for file in sorted(Path(path).parent.glob("*.yaml"))]
+        near = difflib.get_close_matches(Path(path).name, there, n=1)
+        mend = f"did you mean {Path(path).with_name(near[0])}?" if near else _GIVE_YAML
+        raise InputError(path, "the config file does not exist", mend)
     try:
         given = CfgNode(load_yaml(path))
         _coerce(given, cfg)

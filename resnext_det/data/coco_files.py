@@ -69,7 +69,25 @@ def parse(json_file: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(json_file, *_what_it_is(text, error)) from error
     _check_lists(json_file, content)
+    _check_written_once(json_file, text)
     return content
+
+
+def _check_written_once(json_file: str | Path, text: bytes) -> None:
+    """Of a key that is there twice JSON's readers take the last list and drop the other."""
+    often = [part for part in PARTS if text.count(f'"{part}"'.encode()) > 1]
+    if not often:
+        return  # a key of that name further inside is no fault: only now each object is looked at
+
+    def look(pairs: list[tuple[str, Any]]) -> dict:
+        for part in often:
+            if sum(key == part and isinstance(value, list) for key, value in pairs) > 1:
+                raise InputError(
+                    json_file, f'has two lists "{part}", and only one would count', "join them"
+                )
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=look)
 
 
 def missing_file(json_file: str | Path) -> InputError:

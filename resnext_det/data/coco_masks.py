@@ -107,7 +107,19 @@ def fault_of(entry: dict, size: tuple[int, int], mask_format: str) -> str:
         return f"has a segmentation that is no list of polygons ({value!r:.40})"
     if not all(_is_near(polygon, size) for polygon in value):
         return "has a polygon that reaches farther from its image than the image is large"
-    return ""
+    return _elsewhere(value, entry["bbox"])
+
+
+def _elsewhere(polygons: list[list], box: list) -> str:
+    """What is wrong with polygons that do not meet their object's box; "" for nothing."""
+    corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    x, y, width, height = box
+    apart = (low > (x + width, y + height)) | (high < (x, y))
+    if not apart.any():
+        return ""
+    where = f"from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g})"
+    return f"has polygons {where}, all outside its bbox {box}"
 
 
 def check_masks(

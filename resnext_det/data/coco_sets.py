@@ -145,14 +145,21 @@ def check_config_sets(cfg: CfgNode) -> None:
     Raises:
         InputError: for the first thing that stops; it says how many more there are.
     """
-    first, trained = cfg.DATASETS.TRAIN[0], {}
+    first, trained, objects = cfg.DATASETS.TRAIN[0], {}, 0
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        paths = _check_one(cfg, name)
+        paths, found = _check_one(cfg, name)
         logger.info("%s: %d images, all entries checked", name, len(paths))
         coco.check_same_classes(first, name)
         if name in cfg.DATASETS.TRAIN:
             _check_ids_apart(name, paths, trained)
             trained.update(dict.fromkeys(paths, name))
+            objects += found
+    if not objects:
+        raise InputError(
+            MetadataCatalog.get(first).get("json_file", first),
+            f"has no object in its {len(trained)} images (nor has any other of DATASETS.TRAIN)",
+            "give annotations to train on",
+        )
 
 
 def check_test_sets(cfg: CfgNode) -> None:
@@ -162,13 +169,15 @@ def check_test_sets(cfg: CfgNode) -> None:
         InputError: as `check_config_sets`.
     """
     for name in dict.fromkeys(cfg.DATASETS.TEST):
-        logger.info("%s: %d images, all entries checked", name, len(_check_one(cfg, name)))
+        logger.info("%s: %d images, all entries checked", name, len(_check_one(cfg, name)[0]))
 
 
-def _check_one(cfg: CfgNode, name: str) -> dict[int, str]:
-    """Image id to path of one registered data set, checked."""
+def _check_one(cfg: CfgNode, name: str) -> tuple[dict[int, str], int]:
+    """Image id to path of one registered data set, checked; and its number of objects."""
     if not coco.is_coco(name):
-        return {record["image_id"]: record["file_name"] for record in coco.load(name)}
+        records = coco.load(name)
+        objects = sum(len(record.get("annotations", ())) for record in records)
+        return {record["image_id"]: record["file_name"] for record in records}, objects
     meta = MetadataCatalog.get(name)
     is_trained = name in cfg.DATASETS.TRAIN
     checked = check_set(
@@ -185,7 +194,7 @@ def _check_one(cfg: CfgNode, name: str) -> dict[int, str]:
     )
     meta.bad_images = checked.bad_images
     coco.set_classes(name, checked.content)
-    return checked.paths
+    return checked.paths, int((~checked.table.is_crowd).sum())
 
 
 def _read_share(paths: list[str], decode: bool) -> list[Header]:

@@ -13,6 +13,7 @@ from .findings import DROPPED, NOTICED, STOPS, Findings
 CORNERS_SHARE = 0.99
 OVERRUN_SHARE = 0.10
 OVERRUN = 0.05  # of the image's side: more than rounding
+NORMALISED_SHARE = 0.99
 FEW_BOXES = 20  # with fewer it may be chance, which is only told
 
 
@@ -33,6 +34,7 @@ def check_whole(
             ``table``: what they name is not said to be without objects.
     """
     _check_corners(findings, table)
+    _check_normalised(findings, table)
     _check_crowds(findings, table)
     _check_duplicates(findings, table)
     _check_specks(findings, table)
@@ -73,6 +75,29 @@ def _check_corners(findings: Findings, table: BoxTable) -> None:
         say,
         "write them as [x, y, width, height]: the third number less the first, the fourth less "
         "the second",
+    )
+
+
+def _check_normalised(findings: Findings, table: BoxTable) -> None:
+    """Boxes in parts of the image, as YOLO's, where pixels are meant: none reaches beyond 1."""
+    inside = (table.boxes[:, :2] + table.boxes[:, 2:] <= 1).all(axis=1)
+    if not len(table) or inside.mean() < NORMALISED_SHARE:
+        return
+
+    def say(number: int) -> tuple[str, str]:
+        width, height = table.sizes[table.image[number]]
+        return table.name(number), (
+            f"has the bbox {table.boxes[number].tolist()} in an image of {width:g} x {height:g}, "
+            f"and {100 * inside.mean():.0f} % of the {len(table)} boxes lie within one pixel"
+        )
+
+    findings.add(
+        "boxes in parts of the image",
+        STOPS if len(table) >= FEW_BOXES else NOTICED,
+        np.flatnonzero(inside),
+        say,
+        "write pixels: x and width times the image's width, y and height times its height (YOLO's "
+        "x and y are the box's centre)",
     )
 
 

@@ -171,10 +171,7 @@ class KeepBest(HookBase):
 
 def goes_on(iteration: int) -> Interrupted:
     """What a run ends with that was asked to stop, and has saved this iteration."""
-    return Interrupted(
-        f"saved iteration {iteration}; the same command with --resume goes on (`make demo` "
-        "goes on by itself)"
-    )
+    return Interrupted(f"saved iteration {iteration}; the same command with --resume goes on")
 
 
 class StopOnSignal(HookBase):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -58,13 +59,19 @@ def _writers(folder: str, max_iter: int) -> list[EventWriter]:
         return default_writers(folder, max_iter)
 
 
+# Buffers are left alone; torch 2.14 has two words for it, and calls the former one deprecated.
+_NEW = ("init_sync_buffers", "forward_sync_buffers")
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFERS = dict.fromkeys(_NEW if _NEW[0] in _KNOWN else ("broadcast_buffers",), False)
+
+
 def distribute(model: nn.Module) -> nn.Module:
     """Wrap for several processes; Detectron2's own wrapper insists on a GPU."""
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=ids, **_NO_BUFFERS)
 
 
 def share_statistics(model: nn.Module) -> None:
@@ -114,6 +121,13 @@ class Trainer(SimpleTrainer):
         self.scaler = torch.amp.GradScaler(device, enabled=cfg.MODEL.PRECISION == "fp16")
         self.checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter, self.parts = cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE
+        if 0 < cfg.SOLVER.MAX_ITER <= cfg.SOLVER.WARMUP_ITERS:
+            logger.warning(
+                "SOLVER.WARMUP_ITERS is %d, and the training ends at %d, before its learning rate "
+                "is reached: set it lower",
+                cfg.SOLVER.WARMUP_ITERS,
+                cfg.SOLVER.MAX_ITER,
+            )
         self.losses, self.left_out = LossLog(cfg.OUTPUT_DIR, solver), 0
         self.best, self.signals = None, StopOnSignal(self.checkpointer, self.losses)
         if best and eval_period:

@@ -19,6 +19,7 @@ from resnext_det.data.coco import (
     register_coco,
     register_from_config,
 )
+from resnext_det.data.coco_files import parse
 from resnext_det.errors import InputError
 
 GOOD = {
@@ -262,3 +263,17 @@ def test_real_bccd(shared_data, name, split, images, boxes):
     assert len(records) == images
     assert sum(len(record["annotations"]) for record in records) == boxes
     assert class_names(name) == (["RBC", "WBC", "Platelets"], [1, 2, 3])
+
+
+# ---- lists that are there twice ----
+
+
+def test_a_list_that_is_there_twice(tmp_path):
+    """JSON's readers would take the last one, an empty list behind the real one too."""
+    path = tmp_path / "a.json"
+    path.write_text('{"images": [], "categories": [], "annotations": [{}], "annotations": []}')
+    with pytest.raises(InputError, match='a.json: has two lists "annotations", and only one'):
+        parse(path)
+    inner = '{"images": [], "categories": [], "annotations": [], "info": {"annotations": 5}}'
+    path.write_text(inner)
+    assert parse(path)["info"] == {"annotations": 5}

@@ -376,6 +376,17 @@ def test_a_file_of_both_kinds_is_noticed():
     assert found["boxes written as corners"].severity == NOTICED
 
 
+@pytest.mark.parametrize(("count", "severity"), [(30, STOPS), (19, NOTICED)])
+def test_boxes_in_parts_of_the_image(count, severity):
+    """YOLO's, mostly: no box of a whole file is smaller than a pixel."""
+    boxes = [entry(n + 1, bbox=(0.1, 0.2, 0.3, 0.5)) for n in range(count)]
+    found = whole(one_class(boxes))["boxes in parts of the image"]
+    assert (found.severity, found.count) == (severity, count)
+    assert "200 x 100" in found.found and "times the image's width" in found.mend
+    boxes[0]["bbox"] = [0, 0, 50, 50]
+    assert "boxes in parts of the image" not in whole(one_class(boxes))
+
+
 def test_all_crowds():
     found = whole(one_class([entry(1, iscrowd=1), entry(2, iscrowd=1, bbox=(0, 0, 9, 9))]))
     finding = found["every annotation is a crowd"]

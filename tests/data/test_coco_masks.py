@@ -106,3 +106,22 @@ def test_the_command_that_lists_all_looks_at_masks_too(tmp_path):
         coco.read_coco(path, Rules(masks="bitmask", drop_bad_images=True), image_root=tmp_path)
     words = "DATASETS.DROP_BAD_IMAGES True MODEL.MASK_ON True INPUT.MASK_FORMAT bitmask` lists all"
     assert f"check_data.py {path} {tmp_path} {words}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("polygon", "fits"),
+    [
+        (POLYGON[0], True),
+        ([7.5, 5, 11, 5, 11, 9], True),  # meets the box
+        ([0.1, 0.1, 0.7, 0.1, 0.7, 0.6], False),  # in parts of the image
+        ([9, 1, 11, 1, 11, 6], False),
+        ([1, 7, 8, 7, 8, 9], False),
+    ],
+)
+def test_polygons_lie_where_their_object_is(tmp_path, polygon, fits):
+    path = write(tmp_path, [polygon])
+    if fits:
+        assert len(coco.read_coco(path, Rules(masks="polygon"))["annotations"]) == 1
+        return
+    with pytest.raises(InputError, match=r"all outside its bbox \[1, 1, 7, 5\]; mend it"):
+        coco.read_coco(path, Rules(masks="polygon"))

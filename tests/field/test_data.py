@@ -18,6 +18,7 @@ from resnext_det.data import coco
 from resnext_det.detection import pipeline
 from resnext_det.detection.loaders import load_records
 from resnext_det.detection.predict import Predictor
+from resnext_det.errors import InputError
 from resnext_det.weights import read_record
 
 EXIF_ORIENTATION, TURNED = 0x0112, 6
@@ -174,3 +175,13 @@ def test_the_tables_tests_are_there():
     assert len(named) > 60
     for file, name in named:
         assert f"def {name}(" in (tests / file).read_text(), f"{file}::{name}"
+
+
+def test_a_training_without_an_object(tmp_path, catalogs):
+    """Background alone teaches nothing; beside a set with objects it is welcome."""
+    path = plain_set(tmp_path)
+    content = {**json.loads(path.read_text()), "annotations": []}
+    sets = [("background", write_set(tmp_path, content, "empty.json"), tmp_path)]
+    sets.append(("plain", path, tmp_path))
+    with pytest.raises(InputError, match="empty.json: has no object in its 4 images"):
+        pipeline.prepare(make_cfg(tmp_path / "run", sets))
