@@ -27,7 +27,7 @@ help:
 	@echo 'make setup   virtual environment with torch, Detectron2 and this package (once)'
 	@echo 'make demo    train and show a small detector (tools/demo.py)'
 	@echo 'make test    the tests, in JOBS processes'
-	@echo 'make soak    a hundred killed runs, ten thousand hostile inputs a reader (an hour)'
+	@echo 'make soak    a hundred killed runs, ten thousand hostile inputs a reader, long runs (an hour)'
 	@echo 'make refusals  docs/refusals.md, from a run of the tests'
 	@echo 'make lint    ruff check and ruff format --check'
 	@echo 'make audit   published advisories about what is installed (network)'

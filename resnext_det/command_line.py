@@ -3,11 +3,13 @@
 import argparse
 import difflib
 import re
+import sys
 from typing import Any, NoReturn
 
 from .errors import InputError, one_line
 
 WHERE = "command line"
+NO_KEYS = "leave it away: this tool takes none; --help lists its flags"
 KEYS = {  # that other programs have as flags
     "OUTPUT_DIR": "OUTPUT_DIR",
     "OUTPUT": "OUTPUT_DIR",
@@ -61,6 +63,11 @@ class Parser(argparse.ArgumentParser):
         """(found, mend) for what argparse says."""
         if unknown := _UNKNOWN.match(message):
             return self._unknown_flag(unknown[1])
+        if message.startswith("the following arguments are required"):
+            slip = next((word for word in sys.argv[1:] if self._is_unknown(word)), None)
+            if slip:
+                return self._unknown_flag(slip)
+            message = message.removesuffix(", opts")
         if choice := _CHOICE.match(message):
             choices = re.findall(r"[^\s,']+", choice[3])
             nearest = _nearest(choice[2], choices)
@@ -68,16 +75,29 @@ class Parser(argparse.ArgumentParser):
             return found, f"did you mean {nearest}?" if nearest else f"choose from {choice[3]}"
         return one_line(message), "--help lists all arguments"
 
+    def _is_unknown(self, word: str) -> bool:
+        parsers = [self, *_commands_of(self)]
+        flags = {flag for parser in parsers for flag in parser._option_string_actions}
+        return word.startswith("--") and word.split("=")[0] not in flags
+
     def _unknown_flag(self, word: str) -> tuple[str, str]:
         flag = word.split("=")[0]
-        if re.fullmatch(r"--?[A-Z][A-Z_]*(\.\w+)*", flag):
-            return f"{one_line(flag)} is a config key", f"write {flag.lstrip('-')} VALUE"
+        takes_keys = any(action.dest == "opts" for action in self._actions)
+        if re.fullmatch(r"(--?)?[A-Z][A-Z_]*(\.\w+)*|--\w+(\.\w+)+", flag):
+            mend = f"write {flag.lstrip('-').upper()} VALUE"
+            return f"{one_line(flag)} is a config key", mend if takes_keys else NO_KEYS
         key = flag.lstrip("-").replace("-", "_").upper()
-        if key in KEYS and any(action.dest == "opts" for action in self._actions):
+        if key in KEYS and takes_keys:
             return f"there is no flag {one_line(flag)}", f"write the config key {KEYS[key]} VALUE"
         nearest = _nearest(flag, self._option_string_actions)
         found = f"there is no flag {one_line(flag)}"
         return found, f"did you mean {nearest}?" if nearest else "--help lists all arguments"
+
+
+def _commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of a tool's commands, as `plot.py curves`."""
+    kinds = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return [command for action in kinds for command in action.choices.values()]
 
 
 def _nearest(word: str, known) -> str | None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 
 class InputError(ValueError):
@@ -52,6 +53,7 @@ class Interrupted(KeyboardInterrupt):
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+MISPLACED = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # a folder for a file, or the reverse
 AGAIN = "and give the same command again (a training with --resume)"
 
 
@@ -82,6 +84,8 @@ def not_written(
         mend = f"free some space {AGAIN}"
     elif number == errno.EFBIG:
         mend = f"raise the limit of a file's size (ulimit -f) {AGAIN}"
+    elif number in MISPLACED and not elsewhere:
+        mend = f"remove or rename it {AGAIN}"
     else:
         mend = elsewhere or f"make it writable {AGAIN}, or choose another place"
     return InputError(file or "the disk", f"cannot be written ({reason})", mend)
@@ -97,6 +101,26 @@ def _told(error: OSError) -> InputError:
 
 
 # ---- the end of a tool ----
+
+
+def hear_interrupts() -> None:
+    """Let Ctrl-C while a tool is imported be one line; called before the imports that take long.
+
+    A tool is a script in tools/ beside the package. Python ends with the signal then, which a shell
+    shows as 130.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    here = Path(__file__).resolve().parents[1] / "tools"
+    if script and Path(script).resolve().parent == here and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _of_an_interrupt
+
+
+def _of_an_interrupt(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"stopped: {str(error) or 'interrupted'}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
 
 _IN_TEXT = re.compile(rf"^{InputError.__module__}\.InputError: (.+)$", re.MULTILINE)
 # The last line of a traceback: number, words and, where the system names it, file.
@@ -125,7 +149,7 @@ def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
             if said is None:
                 raise
             logging.shutdown()
-            print(f"error: {said}", file=sys.stderr)
+            print(f"error: {_printable(said)}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt as stop:
             # What was half-made at that moment (torch's loaders) complains while it goes.
@@ -136,6 +160,11 @@ def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
             threading.excepthook = before
 
     return main
+
+
+def _printable(text: str) -> str:
+    """One line that leaves a terminal as it is, whatever a stranger's file has put into it."""
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 def _said(error: Exception) -> str | None:

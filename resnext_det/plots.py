@@ -13,6 +13,38 @@ from matplotlib.transforms import ScaledTranslation
 
 LOSS_MARK = "loss"
 FEW_POINTS = 30  # up to so many, each is marked
+VALIDATION = "validation/"  # before the names of losses that were measured, not trained on
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of evaluations while a stage trains, percent.
+
+    Args:
+        group: before their names in metrics.json.
+        names: the first is the one that model_best.pth is kept by.
+        ylabel: of their axis.
+        limits: of the axis; None: from 0 to the next five above.
+    """
+
+    group: str
+    names: tuple[str, ...]
+    ylabel: str
+    limits: tuple[float, float] | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.names[0].endswith("error")
+
+    def found_in(self, series: dict) -> list[str]:
+        return [name for name in self.names if f"{self.group}/{name}" in series]
+
+
+MEASURED = (
+    Measured("classification", ("top1_error", "top5_error"), "error (%)", (0, 100)),
+    Measured("bbox", ("AP", "AP50"), "average precision (%)"),
+    Measured("proposals", ("AR@1000",), "average recall (%)"),
+)
 
 
 def read_metrics(path: str | Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -122,7 +154,11 @@ def _whole_fives(axis) -> tuple[float, float]:
 
 
 def training_curves(metrics: dict[str, str | Path], path: str | Path) -> None:
-    """Losses (and errors, where measured) of several stages beside each other.
+    """Losses of several stages beside each other, and what evaluations measured meanwhile.
+
+    Validation losses are dashed in the colour of the training's. Errors, AP and AP50 or, of an
+    RPN alone, average recall have an axis of their own; of several evaluations the best one,
+    which model_best.pth holds, is ringed, on a vertical line.
 
     Args:
         metrics: {title: metrics.json}.
@@ -135,31 +171,55 @@ def training_curves(metrics: dict[str, str | Path], path: str | Path) -> None:
 
 
 def _draw_stage(axis, title: str, series: dict) -> None:
-    losses = [name for name in sorted(series) if LOSS_MARK in name and name != "total_loss"]
-    for name in losses or ["total_loss"]:  # a single loss is written as the total alone
-        x, values = series.get(name, ([], []))
-        axis.plot(x, values, label=name, linewidth=1, marker=_marker(x), markersize=3)
+    _draw_losses(axis, series)
     axis.set(title=title, xlabel="iteration", ylabel="loss", ylim=(0, None))
     handles, labels = axis.get_legend_handles_labels()
-    errors = [name for name in ("top1_error", "top5_error") if f"classification/{name}" in series]
-    if errors:
+    measured = next((one for one in MEASURED if one.found_in(series)), None)
+    if measured:
         right = axis.twinx()
-        for name, style in zip(errors, ("-", "--"), strict=False):
-            right.plot(
-                *series[f"classification/{name}"],
-                color="black",
-                marker="o",
-                markersize=3,
-                linestyle=style,
-                label=f"validation {name}",
-            )
-        right.set(ylabel="error (%)", ylim=(0, 100))
+        _draw_measured(right, measured, series)
         more, names = right.get_legend_handles_labels()
         handles, labels = handles + more, labels + names
     last = max((x[-1] for x, _ in series.values()), default=0)
     _whole_numbers(axis, last)
     _legend_below(axis, handles, labels)
     axis.grid(alpha=0.3)
+
+
+def _draw_losses(axis, series: dict) -> None:
+    # Of names with a "/" those are no losses of the training: they are measured, one a data set.
+    losses = [name for name in sorted(series) if LOSS_MARK in name and "/" not in name]
+    parts = [name for name in losses if name != "total_loss"]
+    for name in parts or ["total_loss"]:  # a single loss is written as the total alone
+        x, values = series.get(name, ([], []))
+        small = {"linewidth": 1, "markersize": 3}
+        (line,) = axis.plot(x, values, label=name, marker=_marker(x), **small)
+        if VALIDATION + name in series:
+            dashed = {"color": line.get_color(), "linestyle": "--", "marker": "o", **small}
+            axis.plot(*series[VALIDATION + name], label=f"validation {name}", **dashed)
+
+
+def _draw_measured(axis, measured: Measured, series: dict) -> None:
+    found = measured.found_in(series)
+    for name, style in zip(found, ("-", "--"), strict=False):
+        line = {"color": "black", "marker": "o", "markersize": 3, "linestyle": style}
+        axis.plot(*series[f"{measured.group}/{name}"], label=f"validation {name}", **line)
+    known = np.concatenate([series[f"{measured.group}/{name}"][1] for name in found])
+    top = max(known[np.isfinite(known)], default=0)  # without objects AP is no number
+    limits = measured.limits or (0, max(5, 5 * np.ceil(1.02 * top / 5)))
+    axis.set(ylabel=measured.ylabel, ylim=limits)
+    _ring_best(axis, measured, *series.get(f"{measured.group}/{measured.names[0]}", ([], [])))
+
+
+def _ring_best(axis, measured: Measured, x: Sequence[float], values: Sequence[float]) -> None:
+    """Of equal figures the first, as ``engine.hooks.KeepBest`` has it."""
+    if len(x) < 2 or not np.isfinite(values).any():  # of one there is nothing to choose
+        return
+    best = int(np.nanargmin(values) if measured.lower_is_better else np.nanargmax(values))
+    ring = {"marker": "o", "mfc": "none", "mec": "red", "markersize": 10, "linestyle": ""}
+    said = f"best {measured.names[0]}: {values[best]:.1f} (model_best)"
+    axis.axvline(x[best], color="red", linewidth=0.8, linestyle=":")
+    axis.plot(x[best], values[best], label=said, **ring)
 
 
 def _marker(x: Sequence[float]) -> str:
@@ -198,6 +258,7 @@ def precision_recall(
     path: str | Path,
     *,
     colors: Sequence | None = None,
+    title: str = "",
 ) -> None:
     """Precision against recall at IoU 0.5, a line a class, and their mean at several IoUs.
 
@@ -205,6 +266,7 @@ def precision_recall(
         precision: (10 IoUs 0.5..0.95, 101 recalls, classes), NaN where a class has no object.
         ap: {"AP": .., "AP50": .., ..} in percent, for the title.
         colors: of the classes; None: matplotlib's.
+        title: before the figures, for instance the data set's name.
     """
     recall = np.linspace(0, 1, precision.shape[1])
     known = [k for k in range(precision.shape[2]) if not np.isnan(precision[0, :, k]).all()]
@@ -216,18 +278,21 @@ def precision_recall(
         color = colors[k] if colors else f"C{place % 10}"
         left.plot(recall, precision[0, :, k], label=name, color=color)
     # More lines than these cannot be told apart.
-    some = f"the best and worst {len(shown)} of {len(known)} classes"
-    left.set(title=f"IoU 0.5, {some if len(shown) < len(known) else 'by class'} (AP50)")
+    some = f", the best and worst {len(shown)} of {len(known)} classes"
+    some = some if len(shown) < len(known) else ", by class" if len(known) > 1 else ""
+    left.set(title=f"IoU 0.5{some} (AP50)")
     for i, iou in ((0, 0.5), (2, 0.6), (4, 0.7), (6, 0.8), (8, 0.9)):
         mean = np.nanmean(precision[i][:, known], axis=1)
         right.plot(recall, mean, label=f"IoU {iou:.1f} ({100 * mean.mean():.0f})")
-    right.set(title="mean over classes (AP at that IoU)")
+    what = "mean over classes" if len(known) > 1 else "several IoUs"
+    right.set(title=f"{what} (AP at that IoU)")
     for axis in (left, right):
         axis.title.set_fontsize(11)
         axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         _legend_below(axis, *axis.get_legend_handles_labels())
         axis.grid(alpha=0.3)
-    figure.suptitle(f"AP {ap['AP']:.1f}, AP50 {ap['AP50']:.1f}")
+    figures = f"AP {ap['AP']:.1f}, AP50 {ap['AP50']:.1f}"
+    figure.suptitle(f"{title}: {figures}" if title else figures)
     figure.savefig(path, dpi=110)
 
 

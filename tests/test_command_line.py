@@ -42,6 +42,7 @@ def test_flags_and_overrides_in_any_order(parser, monkeypatch):
         (["--evalonly"], "there is no flag --evalonly; did you mean --eval-only?"),
         (["SEED", "1", "--num-gpus=2x"], "argument --num-gpus: invalid int value: '2x'"),
         (["--gpus=1"], "there is no flag --gpus; did you mean --num-gpus?"),
+        (["--data.root", "x"], "--data.root is a config key; write DATA.ROOT VALUE"),
         (["--resum"], "there is no flag --resum; did you mean --resume?"),
         (["--eval"], "there is no flag --eval; did you mean --eval-only?"),
         (["--output-dir", "x"], "there is no flag --output-dir; write the config key OUTPUT_DIR V"),
@@ -60,7 +61,24 @@ def test_what_is_said(parser, monkeypatch, words, said):
     assert said.removeprefix("argument --stage is") in refused(parser, monkeypatch, *words)
 
 
+def test_a_slip_is_told_before_what_is_missing(monkeypatch):
+    parser = Parser("")
+    curves = parser.add_subparsers(dest="what", required=True).add_parser("curves")
+    curves.add_argument("--output", required=True)
+    words = ["curves", "--outptu", "x"]
+    monkeypatch.setattr("sys.argv", ["plot.py", *words])
+    with pytest.raises(InputError, match="no flag --outptu; did you mean --output"):
+        parser.parse_args(words)
+
+
+def test_a_tool_without_overrides(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["score.py", "TEST.SCORER", "hotcoco"])
+    with pytest.raises(InputError, match="TEST.SCORER is a config key; leave it away: this tool"):
+        Parser("").parse_args(["TEST.SCORER", "hotcoco"])
+
+
 def test_what_is_required(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tool.py"])
     parser = Parser("")
     parser.add_argument("annotations", metavar="JSON")
     with pytest.raises(InputError, match="required: JSON; --help lists all arguments"):

@@ -765,3 +765,18 @@ def test_keys_that_nothing_reads(key, value):
     with pytest.raises(InputError, match="nothing here reads it") as caught:
         load_cfg("", [key, value])
     assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["SEED: 1\nSEED: 2\n", "SOLVER:\n  RPN:\n    MAX_ITER: 1\n    MAX_ITER: 2\n"]
+)
+def test_a_key_that_is_there_twice(tmp_path, text):
+    path = write(tmp_path, text)
+    again = "SEED" if text.startswith("SEED") else "MAX_ITER"
+    assert_refused(lambda: load_cfg(path), f"{path}: ", f"gives {again} again")
+
+
+def test_an_override_in_one_word():
+    assert_refused(
+        lambda: load_cfg(None, ["SOLVER.RPN.MAX_ITER=3"]), "write SOLVER.RPN.MAX_ITER 3, with a"
+    )

@@ -70,3 +70,8 @@ def test_the_tests_of_refusals_are_there():
         assert all(f"{name}(" in text or f"class {name}" in text for name in names), test
     without = [row for row in rows if row[2] == "none"]
     assert len(without) < 0.1 * len(rows), without
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_fill_in(document):
+    assert not re.findall(r"@[A-Z]{3,}@|\bTODO\b|\bTBD\b", document.read_text())

@@ -1,6 +1,8 @@
 """Guard the promise that a fault is one line: what is wrong, where, and how to mend it."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -138,3 +140,31 @@ def test_what_is_half_made_at_an_interrupt_says_nothing():
 def test_a_tool_that_works():
     done = run_tool("pass", "SEED", "1")
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "['SEED', '1']\n")
+
+
+def test_what_a_stranger_wrote_does_not_move_the_terminal():
+    done = run_tool('raise InputError("a\\x1b[2J\\n.pth", "holds \\u202e", "é")')
+    assert done.stderr == "error: a\\x1b[2J\\n.pth: holds \\u202e; é\n"
+
+
+def test_an_interrupt_during_the_imports_is_one_line(tmp_path):
+    """They take seconds, in which a mistyped command is stopped."""
+    (tmp_path / "resnext_det").mkdir()
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "resnext_det" / "errors.py").write_text(SOURCE.read_text())
+    start = "from .errors import hear_interrupts\nhear_interrupts()\nraise KeyboardInterrupt\n"
+    (tmp_path / "resnext_det" / "__init__.py").write_text(start)
+    (tmp_path / "tools" / "a.py").write_text("import resnext_det\n")
+    (tmp_path / "b.py").write_text("import resnext_det\n")  # a script of somebody else's
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for script, lines in (("tools/a.py", 1), ("b.py", 8)):
+        command = [sys.executable, str(tmp_path / script)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == -signal.SIGINT
+        assert ("Traceback" in done.stderr) == (lines > 1), done.stderr
+        assert lines > 1 or done.stderr == "stopped: interrupted\n"
+
+
+def test_the_package_begins_with_it():
+    text = (SOURCE.parent / "__init__.py").read_text()
+    assert 0 < text.index("\nhear_interrupts()") < text.index("from . import compat")

@@ -116,6 +116,78 @@ def make_precision(classes, absent=()):
     return precision
 
 
+def drawn_stage(tmp_path, figures, rows):
+    """(left axis, right axis) of a stage with these lines of metrics.json."""
+    metrics = write_metrics(tmp_path / "metrics.json", rows)
+    plots.training_curves({"stage": metrics}, tmp_path / "curves.png")
+    assert_is_picture(tmp_path / "curves.png")
+    return figures[-1].axes
+
+
+@pytest.mark.parametrize(
+    "group, names, ylabel",
+    [
+        ("bbox", ["AP", "AP50"], "average precision (%)"),
+        ("proposals", ["AR@1000"], "average recall (%)"),
+    ],
+)
+def test_figures_of_evaluations_are_drawn(tmp_path, figures, group, names, ylabel):
+    """With the best one ringed, of two equal ones the first: that is the one that is kept."""
+    measured = [10.0, 31.5, 31.5, 20.0]
+    rows = [
+        {"iteration": 20 * k + 19, "loss_cls": 1.0, **{f"{group}/{name}": v for name in names}}
+        | {f"{group}/APs": 99.0, f"{group}/AR@100": 99.0, "other/bbox/AP": 99.0}
+        for k, v in enumerate(measured)
+    ]
+    left, right = drawn_stage(tmp_path, figures, rows)
+    assert [line.get_label() for line in left.get_lines()] == ["loss_cls"]
+    lines = {line.get_label(): line for line in right.get_lines()}
+    for name in names:
+        line = lines[f"validation {name}"]
+        assert list(line.get_xdata()) == [19, 39, 59, 79] and list(line.get_ydata()) == measured
+        assert line.get_marker() == "o" and line.get_color() == "black"
+    ring = lines[f"best {names[0]}: 31.5 (model_best)"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (39, 31.5)
+    assert right.get_ylabel() == ylabel and right.get_ylim() == (0, 35)
+    (upright,) = [line for line in right.get_lines() if list(line.get_ydata()) == [0, 1]]
+    assert list(upright.get_xdata()) == [39, 39]
+    told = [text.get_text() for text in left.get_legend().get_texts()]
+    assert len(told) == len(names) + 2  # the line upright has no entry
+
+
+def test_the_best_error_is_the_lowest(tmp_path, figures):
+    errors = [(19, 50.0), (39, 30.0), (59, 40.0)]
+    rows = [{"iteration": i, "total_loss": 1.0, "classification/top1_error": e} for i, e in errors]
+    _, right = drawn_stage(tmp_path, figures, rows)
+    assert "best top1_error: 30.0 (model_best)" in [line.get_label() for line in right.get_lines()]
+
+
+@pytest.mark.parametrize("values", [[12.0], [float("nan")] * 3], ids=["one", "no objects"])
+def test_nothing_to_choose_has_no_ring(tmp_path, figures, values):
+    rows = [{"iteration": k, "total_loss": 1.0, "bbox/AP": v} for k, v in enumerate(values)]
+    _, right = drawn_stage(tmp_path, figures, rows)
+    assert [line.get_label() for line in right.get_lines()] == ["validation AP"]
+
+
+@pytest.mark.parametrize("parts", [["loss_box_reg", "loss_cls"], []], ids=["parts", "total"])
+def test_validation_losses_are_dashed_in_the_same_colour(tmp_path, figures, parts):
+    names = [*parts, "total_loss"]
+    rows = [
+        {"iteration": k, **{name: 2.0 for name in names}}
+        | {f"validation/{name}": 3.0 + k for name in names}
+        | {f"other/validation/{name}": 9.0 for name in names}  # of a second data set
+        for k in (19, 39)
+    ]
+    (axis,) = drawn_stage(tmp_path, figures, rows)
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    shown = parts or ["total_loss"]
+    assert set(lines) == {*shown, *(f"validation {name}" for name in shown)}
+    for name in shown:
+        own, other = lines[name], lines[f"validation {name}"]
+        assert list(other.get_ydata()) == [22.0, 42.0] and other.get_linestyle() == "--"
+        assert own.get_color() == other.get_color() and own.get_linestyle() == "-"
+
+
 AP = {"AP": 31.25, "AP50": 52.0}
 
 
@@ -130,6 +202,19 @@ def test_precision_recall(tmp_path, figures):
     assert len(right.get_lines()) == 5
     assert all(np.isfinite(line.get_ydata()).all() for line in right.get_lines())
     assert figures[0].get_suptitle() == "AP 31.2, AP50 52.0"
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_titles_of_precision_recall(tmp_path, figures, classes):
+    """Of one class there is no mean over classes."""
+    names, precision = ["cat", "dog", "owl"], make_precision(3, absent=range(classes, 3))
+    plots.precision_recall(precision, names, AP, tmp_path / "pr.png", title="pets (classes: cat)")
+    assert figures[0].get_suptitle() == "pets (classes: cat): AP 31.2, AP50 52.0"
+    titles = [axis.get_title() for axis in figures[0].axes]
+    if classes == 1:
+        assert titles == ["IoU 0.5 (AP50)", "several IoUs (AP at that IoU)"]
+    else:
+        assert titles == ["IoU 0.5, by class (AP50)", "mean over classes (AP at that IoU)"]
 
 
 def test_of_many_classes_the_extremes_are_shown(tmp_path, figures):

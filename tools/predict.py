@@ -17,8 +17,8 @@ from detectron2.utils.logger import setup_logger
 from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.detection import predict_files as files
+from resnext_det.detection import predict_inputs
 from resnext_det.detection.predict import Predictor
-from resnext_det.engine.folders import new_folder
 from resnext_det.errors import InputError, exit_cleanly
 
 
@@ -36,17 +36,26 @@ def parse() -> argparse.Namespace:
     return parser.parse_with_overrides()
 
 
-def inputs_of(args: argparse.Namespace) -> list[files.Entry] | Path:
+def inputs_of(args: argparse.Namespace) -> list[predict_inputs.Entry] | Path:
     """The images, or the video."""
     if bool(args.json) != bool(args.images) or bool(args.json) == bool(args.input):
-        raise InputError(
-            "command line",
-            "no images are named, or two kinds",
-            "give --input, or --json and --images",
-        )
+        mend = "give --input, or --json and --images"
+        raise InputError("command line", "no images are named, or two kinds", mend)
     if args.json:
-        return files.entries_of_coco(args.json, args.images)
-    return files.video_of(args.input) or files.entries_of(args.input)
+        skip = {"skip_unreadable": args.skip_unreadable}
+        return predict_inputs.entries_of_coco(args.json, args.images, **skip)
+    return predict_inputs.video_of(args.input) or predict_inputs.entries_of(args.input)
+
+
+def predict(args: argparse.Namespace, weights: str, folder: Path) -> tuple:
+    """The results, and what is the matter with each image that is left out."""
+    inputs = inputs_of(args)
+    predictor = Predictor(weights, batch_size=args.batch_size, opts=args.opts)
+    shown = {"least": args.score, "pictures": not args.json_only}
+    if isinstance(inputs, Path):
+        return files.predict_video(predictor, inputs, folder, **shown), []
+    skip = {"skip_unreadable": args.skip_unreadable}
+    return files.predict_images(predictor, inputs, folder, **skip, **shown)
 
 
 @exit_cleanly
@@ -58,18 +67,10 @@ def main() -> None:
     if not 0 <= args.score <= 1:
         raise InputError("command line", f"--score is {args.score:g}", "give one of 0..1")
     setup_logger(name="resnext_det")
-    inputs = inputs_of(args)
-    predictor = Predictor(weights, batch_size=args.batch_size, opts=args.opts)
-    folder = new_folder(args.output)
-    shown = {"least": args.score, "pictures": not args.json_only}
-    if isinstance(inputs, Path):
-        results = files.predict_video(predictor, inputs, folder, **shown)
-    else:
-        results, skipped = files.predict_images(
-            predictor, inputs, folder, skip_unreadable=args.skip_unreadable, **shown
-        )
-        for path in skipped:
-            print(f"left out, cannot be read: {path}")
+    with files.output_folder(args.output) as folder:
+        results, skipped = predict(args, weights, folder)
+    if skipped:
+        print(f"left out: {len(skipped)} images, each is named above with the reason")
     print(f"wrote: {folder} ({len(results.images)} images, {len(results.results)} detections)")
 
 

@@ -8,8 +8,6 @@ writes to eval/ beside the weights, or eval_2/ .. for other settings, unless OUT
 
 import argparse
 
-from detectron2.config import CfgNode
-
 from resnext_det.command_line import Parser
 from resnext_det.config import load_cfg
 from resnext_det.detection import pipeline, stage_files
@@ -32,7 +30,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_with_overrides()
 
 
-def training_cfg(args: argparse.Namespace) -> CfgNode:
+def training_cfg(args: argparse.Namespace):
     if not args.config_file:
         raise InputError(
             "command line",
@@ -43,7 +41,7 @@ def training_cfg(args: argparse.Namespace) -> CfgNode:
     return load_cfg(args.config_file, args.opts)
 
 
-def evaluation_cfg(args: argparse.Namespace) -> CfgNode:
+def evaluation_cfg(args: argparse.Namespace):
     given = load_cfg(args.config_file, args.opts)
     own = given if args.config_file else None
     return pipeline.evaluation_cfg(own, given.MODEL.WEIGHTS, args.opts)

@@ -173,6 +173,14 @@ def _keep_typed(solver: CfgNode, keys: list[str]) -> None:
 
 def override(cfg: CfgNode, opts: list[str]) -> None:
     """Merge ``KEY VALUE`` pairs from a command line. Raises InputError as `load_cfg`."""
+    joined = next((word for word in opts[::2] if "=" in word), None)
+    if joined:
+        key, _, value = joined.partition("=")
+        raise InputError(
+            "command line",
+            f"the override {one_line(joined)} is one word",
+            f"write {one_line(key)} {one_line(value)}, with a space between them",
+        )
     if len(opts) % 2:
         raise InputError(
             "command line",

@@ -86,6 +86,16 @@ def checked(text: str, source: str) -> str:
     return text
 
 
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises yaml.YAMLError for a key that is there twice: the last one would count."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+            line = key.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} gives {key.value} again, in one group of keys")
+        seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+
+
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Values and depth of a node; one that an alias stands for is met before the alias."""
     if id(node) in known:
@@ -93,6 +103,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     known[id(node)] = (MOST_VALUES, DEEPEST + 1)  # until it is measured: it may hold itself
     inside = node.value if isinstance(node, yaml.CollectionNode) else []
     if isinstance(node, yaml.MappingNode):
+        _check_keys(node)
         inside = [part for pair in node.value for part in pair]
     sizes = [_measure(part, known) for part in inside]
     values = 1 + sum(size for size, _ in sizes)

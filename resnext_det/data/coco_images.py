@@ -175,6 +175,8 @@ def read_headers(
     Raises:
         InputError: a process was ended from outside (for want of memory) while it decoded.
     """
+    if workers < 0:
+        raise InputError("--workers", f"is {workers}", "give 0 (by the number of cores) or more")
     chunks = [paths[begin : begin + CHUNK] for begin in range(0, len(paths), CHUNK)]
     what = "pictures decoded" if decode else "picture headers"
     with (

@@ -58,7 +58,9 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         found = super().get_transform(image)
         if type(found) is not T.ResizeTransform:  # none is needed
             return found
-        return Resize(found.h, found.w, found.new_h, found.new_w, found.interp)
+        # Of 6000 x 3 pixels Detectron2 would leave none of the short side.
+        height, width = max(1, found.new_h), max(1, found.new_w)
+        return Resize(found.h, found.w, height, width, found.interp)
 
 
 def with_fast_resize(augmentations: list[T.Augmentation]) -> list[T.Augmentation]:

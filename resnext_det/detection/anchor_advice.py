@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .anchor_report import Anchors, Objects, best_iou
+from .anchor_report import Anchors, Objects, best_iou, recall
 
 IOU_RAMP = (0.3, 0.7)  # the RPN's background and foreground (Faster R-CNN, Sec. 3.1.2)
-WORTH = 0.01  # of the measure of `advise`
+LEAST_GAIN = 1.0  # points of one of the shares of `serve_better`
 SAMPLE = 3000  # objects that the search for anchors looks at, at most
 STEPS = (0.7, 0.85, 0.95, 1.05, 1.18, 1.43)  # factors tried on a size or a ratio
 ROUNDS = 20
@@ -19,14 +19,14 @@ RATIO_LIMITS = (0.1, 10.0)
 def advise(objects: Objects, anchors: Anchors) -> Anchors:
     """As many anchors as there are, their sizes and ratios moved to where the objects are.
 
-    The measure is the mean over objects of the best IoU as a share of the way from 0.3 (which
-    the RPN takes for background) to 0.7; half the weight is shared by objects, half by classes,
-    since recall counts the former and AP the latter. Search starts from k-means of log sizes and
-    from the anchors given, and multiplies one size or ratio at a time. Deterministic. Ratios
-    move only where all feature maps share one list.
+    The measure of the search is the mean over objects of the best IoU as a share of the way from
+    0.3 (which the RPN takes for background) to 0.7; half the weight is shared by objects, half by
+    classes, since recall counts the former and AP the latter. Search starts from k-means of log
+    sizes and from the anchors given, and multiplies one size or ratio at a time. Deterministic.
+    Ratios move only where all feature maps share one list.
 
     Returns:
-        ``anchors`` itself where nothing raises the measure by WORTH.
+        The best by that measure of those that `serve_better`; ``anchors`` itself where none does.
     """
     if not len(objects):
         return anchors
@@ -36,8 +36,22 @@ def advise(objects: Objects, anchors: Anchors) -> Anchors:
         _search(some, weights, start) for start in (_clustered(some, weights, anchors), anchors)
     ]
     scores = {_rounded(one): _score(some, weights, _rounded(one)) for one in found}
-    best = max(scores, key=scores.get)
-    return best if scores[best] > _score(some, weights, anchors) + WORTH else anchors
+    before = best_iou(objects, anchors)
+    for one in sorted(scores, key=scores.get, reverse=True):
+        if serve_better(best_iou(objects, one), before):
+            return one
+    return anchors
+
+
+def serve_better(ious: np.ndarray, before: np.ndarray) -> bool:
+    """Whether anchors are better than those before, by the objects' best IoUs, 0..1, (N,) each.
+
+    Of all objects the shares with an IoU of 0.5 and of 0.7 or more must both be no lower, and one
+    of them higher by LEAST_GAIN points.
+    """
+    shares, old = recall(ious), recall(before)
+    gains = [shares[key] - old[key] for key in shares]
+    return min(gains) >= 0 and max(gains) >= LEAST_GAIN - 1e-9
 
 
 def _sample(category: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

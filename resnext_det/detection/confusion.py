@@ -1,6 +1,7 @@
 """Which class is taken for which, and in which images a detector is wrong most."""
 
 import csv
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_ioa, pairwise_iou
 from detectron2.utils import comm
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .. import plots
@@ -189,13 +191,20 @@ def count(counts: np.ndarray, matched: Matched) -> None:
 
 # ---- for a picture ----
 
-RIGHT, WRONG, MISSED = "limegreen", "red", "orange"
+# No colours of classes, which the truth beside it has; kinds of lines tell the rest.
+RIGHT, WRONG, MISSED = "white", "red", "white"
+THIN, THICK = 0.6, 1.6
+IN_WORDS = {"right": "thin white", "wrong": "thick red", "missed": "dashed white"}
+UNCOLOURED = "0.94"  # grey: a count that is no share of anything
+LETTERS = 12  # of a title, an inch of the figure's width
 
 
 def draw_matrix(
     counts: np.ndarray, names: Sequence[str], path: str | Path, *, title: str, most: int = 20
 ) -> None:
     """Counts as a heat map, each row by its own sum: which class is taken for which.
+
+    The last row, detections without an object, has no colour: it has no objects to be shares of.
 
     Args:
         counts: (K + 1, K + 1), rows true, columns detected, background last.
@@ -206,14 +215,16 @@ def draw_matrix(
     if len(shown) < len(counts):
         title += f"\nthe {most} of {len(counts) - 1} classes with most mistakes"
     counts, names = counts[np.ix_(shown, shown)], [plots.label(names[k]) for k in shown]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = np.ma.array(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    shares[-1] = np.ma.masked
     side = 2.2 + 0.45 * len(names)
     figure = Figure(figsize=(side + 1.4, side), layout="compressed")
     axis = figure.subplots()
-    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    colors = colormaps["Blues"].with_extremes(bad=UNCOLOURED)
+    picture = axis.imshow(shares, cmap=colors, vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(counts):
         if number:
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if shares.filled(0)[row, column] > 0.5 else "black"
             axis.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
     rows = [*names[:-1], "no object"]
     columns = [*names[:-1], "missed"]
@@ -221,8 +232,11 @@ def draw_matrix(
     axis.set_xticks(range(len(names)), columns, **turned)
     axis.set_yticks(range(len(names)), rows)
     axis.set(xlabel="detected as", ylabel="object")
-    figure.suptitle(title, fontsize=10)  # over the whole width: one class has a small axis
-    figure.colorbar(picture, label="share of the row", shrink=0.8)
+    most = int(LETTERS * (side + 1.4))
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, most)]
+    # Over the whole width: one class has a small axis.
+    figure.suptitle("\n".join(lines), fontsize=10)
+    figure.colorbar(picture, label="share of the class's objects", shrink=0.8)
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
@@ -249,9 +263,9 @@ def marks_of(matched: Matched, names: Sequence[str]) -> list[Mark]:
         strict=True,
     ):
         if is_right:
-            right.append(Mark(box, RIGHT, width=0.7))
+            right.append(Mark(box, RIGHT, width=THIN))
         else:
-            wrong.append(Mark(box, WRONG, f"{names[kind]}? {score:.0%}"))
+            wrong.append(Mark(box, WRONG, f"{names[kind]}? {score:.0%}", width=THICK))
     return [*wrong, *_missed_marks(matched, names), *right]
 
 

@@ -3,10 +3,15 @@
 from typing import Any
 
 from ..data.findings import SEVERITIES, Finding
+from .anchor_advice import LEAST_GAIN
 from .data_report import LARGE, SMALL
 
 ROWS = 20  # of a table; the JSON holds all
 WORST = 5  # classes
+BETTER = (
+    "of all objects the shares with IoU 0.5 and 0.7 are not lower, and one is at least "
+    f"{LEAST_GAIN:g} point higher"
+)
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -120,11 +125,11 @@ def _anchors_text(report: dict[str, Any]) -> list[str]:
         f"  worst object: {object_['entry']}, IoU {object_['iou']:.2f}",
     ]
     if advice is None:
-        tried = ["  no others of their number would serve clearly better"]
+        tried = [f"  none better of their number was found (better: {BETTER})"]
         return lines + tried * report["anchors"]["searched"]
     return [
         *lines,
-        "anchors that would serve better, as many:",
+        f"anchors that would serve better, as many (better: {BETTER}):",
         f"  {advice['overrides']}",
         f"  objects with an anchor of IoU {_recalls(advice)}",
     ]

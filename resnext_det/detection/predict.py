@@ -18,6 +18,7 @@ from ..errors import InputError, one_line
 from ..weights import read_record
 from .detector import load_detector, stored_cfg
 from .loaders import NamingMapper
+from .scorer import check_class_names
 
 Source = str | Path | np.ndarray
 
@@ -88,10 +89,13 @@ class Predictor:
         device: "cpu", "cuda"; "" takes the GPU that the config names, where there is one.
         batch_size: images at once, at most.
         score: detections below are left out; None: MODEL.ROI_HEADS.SCORE_THRESH_TEST.
-        opts: ``KEY VALUE`` overrides of the stored config, as on a command line.
+        opts: ``KEY VALUE`` overrides of the stored config, as on a command line. With
+            ``TEST.CLASSES`` only detections of these classes are kept; what the training was
+            evaluated on does not count.
 
     Raises:
-        InputError: no such file, other weights than a detector's, or a batch size below 1.
+        InputError: no such file, other weights than a detector's, a batch size below 1, or a
+            class that the detector does not know.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Predictor:
         if batch_size < 1:
             raise InputError("batch size", f"is {batch_size}", "give 1 or more")
         cfg = stored_cfg(weights)
+        cfg.TEST.CLASSES = ()  # of an evaluation, whose data set may have other classes
         override(cfg, list(opts))
         if device:
             cfg.MODEL.DEVICE = device
@@ -113,9 +118,11 @@ class Predictor:
         if score is not None:
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = score
         cfg.TEST.PROPOSALS_TOPK = 0  # none are asked for
-        self.model, self.cfg = load_detector(weights, cfg)
         record = read_record(weights)
         self.class_names, self.class_ids = tuple(record.class_names), tuple(record.class_ids)
+        check_class_names(cfg.TEST.CLASSES, self.class_names, weights)
+        self.model, self.cfg = load_detector(weights, cfg)
+        self.kept = torch.tensor([name in cfg.TEST.CLASSES for name in self.class_names])
         self.batch_size = batch_size
         self.resize = T.AugmentationList(NamingMapper.from_config(cfg, False)["augmentations"])
 
@@ -186,6 +193,8 @@ class Predictor:
         ]
         for item, output in zip(items, self.model(inputs), strict=True):
             found = output["instances"].to("cpu")
+            if self.cfg.TEST.CLASSES:
+                found = found[self.kept[found.pred_classes]]
             item.found = Prediction(found, self.class_names, item.image, item.path)
 
 

@@ -1,10 +1,13 @@
-"""Predictions of files: what is to be looked at, and what is written of it (docs/prediction.md)."""
+"""Predictions of files, and what is written of them (docs/prediction.md)."""
 
+import contextlib
 import io
+import logging
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,95 +17,38 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from tqdm import tqdm
 
-from ..data.coco import size_reader
-from ..data.coco_checks import STRICT, check_entries
-from ..data.coco_files import parse
-from ..data.coco_paths import find_images, leads_out
-from ..data.findings import Findings, check_command, raise_first
+from ..data.coco_images import set_pixel_limit
+from ..data.coco_paths import leads_out
+from ..engine.folders import new_folder
 from ..engine.run import write_json
 from ..errors import InputError
 from ..writing import told_of_writing
 from .drawing import draw_detections
 from .predict import Prediction, Predictor
+from .predict_inputs import Entry, readable, wrong_size
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One image to look at.
-
-    Args:
-        id: of the image in what is written: the data set's own, or 1..N.
-        name: relative path, under which its picture is written.
-    """
-
-    id: int
-    name: str
-    path: Path
+logger = logging.getLogger(__name__)
 
 
-def entries_of(inputs: Iterable[str | Path]) -> list[Entry]:
-    """Files as they are given, folders with all images below them, sorted; numbered from 1.
+@contextmanager
+def output_folder(output: str | Path) -> Iterator[Path]:
+    """A new folder to fill, by `new_folder`. Where the block fails, nothing of it is left.
 
     Raises:
-        InputError: an input is not there or no image by its suffix, a folder has no image, or two
-            inputs would write one picture.
+        InputError: it holds something already, or cannot be made.
     """
-    found: dict[str, Path] = {}
-    for given in map(Path, inputs):
-        for name, path in _files(given):
-            if name in found:
-                raise InputError(path, f"{found[name]} has the same name", "give them one by one")
-            found[name] = path
-    return [Entry(number, name, path) for number, (name, path) in enumerate(found.items(), 1)]
-
-
-def _files(given: Path) -> list[tuple[str, Path]]:
-    if given.is_dir():
-        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
-        if not files:
-            raise InputError(given, "holds no image", f"give a folder with {', '.join(IMAGES)}")
-        return [(str(path.relative_to(given)), path) for path in files]
-    if not given.is_file():
-        raise InputError(given, "is not there", "check the path given to --input")
-    if given.suffix.lower() not in IMAGES:
-        raise InputError(
-            given,
-            f"has the suffix {given.suffix or 'none'}",
-            f"give images ({', '.join(IMAGES)}), a folder of them, or one video",
-        )
-    return [(given.name, given)]
-
-
-def entries_of_coco(json_file: str | Path, image_root: str | Path) -> list[Entry]:
-    """The images of a COCO file, by its own ids; its annotations are not looked at.
-
-    Raises:
-        InputError: no COCO file, an entry of its images or categories at fault, or an image that
-            is not there.
-    """
-    content = {**parse(json_file), "annotations": []}
-    faults = check_entries(json_file, content, STRICT, size_reader(image_root))
-    findings = Findings(json_file)
-    paths = find_images(findings, content["images"], image_root)
-    raise_first([*faults, *findings.all], check_command(json_file, image_root))
-    images = content["images"]
-    return [Entry(image["id"], image["file_name"], Path(paths[image["id"]])) for image in images]
-
-
-def video_of(inputs: list[str]) -> Path | None:
-    """The video, where a single one is given.
-
-    Raises:
-        InputError: it is not there.
-    """
-    if len(inputs) != 1 or Path(inputs[0]).suffix.lower() not in VIDEOS:
-        return None
-    if not Path(inputs[0]).is_file():
-        raise InputError(inputs[0], "is not there", "check the path given to --input")
-    return Path(inputs[0])
+    given = Path(output)
+    made = [path for path in (given, *given.parents) if not path.exists()]
+    folder = new_folder(given)  # it is empty
+    try:
+        yield folder
+    except BaseException:  # an interrupt as well
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in made:
+            with contextlib.suppress(OSError):  # someone else has put something there
+                path.rmdir()
+        raise
 
 
 class Results:
@@ -152,10 +98,15 @@ def _segmentation(found: Prediction, place: int) -> dict[str, Any]:
     return {"segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()}}
 
 
-def draw(found: Prediction, least: float) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: the image with its detections of ``least`` score or more."""
+def draw(found: Prediction, least: float, *, keep_size: bool = False) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: the image with its detections of ``least`` score or more.
+
+    Args:
+        keep_size: do not enlarge a small image for the names.
+    """
     shown = found.instances[found.instances.scores >= least]
-    return draw_detections(found.image, shown, found.class_names)
+    side = max(found.image.shape[:2]) if keep_size else None
+    return draw_detections(found.image, shown, found.class_names, side)
 
 
 def predict_images(
@@ -166,41 +117,74 @@ def predict_images(
     least: float,
     pictures: bool = True,
     skip_unreadable: bool = False,
-) -> tuple[Results, list[Path]]:
+) -> tuple[Results, list[InputError]]:
     """Predictions of all entries, written to ``folder``.
+
+    The headers of all images are looked at before anything is written.
 
     Args:
         least: score from which detections are drawn; the JSON holds all.
-        skip_unreadable: leave out images that cannot be read instead of stopping.
+        skip_unreadable: leave out images that cannot be read, or are of another size than their
+            entry says, instead of stopping. Each is logged, with the reason.
 
     Returns:
-        The results, and the files that were left out.
+        The results, and what is the matter with each image that was left out.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image is at fault, or all are.
     """
-    results, skipped = Results(predictor.class_names, predictor.class_ids), []
-    names, read = picture_names(entries), deque()
-
-    def images() -> Iterator[np.ndarray]:
-        for entry in entries:
-            try:
-                image = predictor.read(entry.path)
-            except InputError:
-                if not skip_unreadable:
-                    raise
-                skipped.append(entry.path)
-            else:
-                read.append(entry)
-                yield image
-
-    for found in tqdm(predictor.stream(images()), total=len(entries), desc="images"):
+    set_pixel_limit(predictor.cfg.DATASETS.MAX_IMAGE_PIXELS)
+    good, skipped = readable(entries, skip_unreadable=skip_unreadable)
+    for error in skipped:
+        _log_left_out(error)
+    results = Results(predictor.class_names, predictor.class_ids)
+    names, read = picture_names(good), deque()
+    images = _read(predictor, good, read, skipped if skip_unreadable else None)
+    for found in tqdm(predictor.stream(images), total=len(good), desc="images"):
         entry = read.popleft()  # what is read first comes out first
         results.add(entry.id, entry.name, found)
         if pictures:
             _save(draw(found, least), folder / "pictures" / names[entry.id])
+    if skipped and not results.images:
+        first, number = skipped[0], len(entries)
+        raise InputError(
+            first.file,
+            f"cannot be used, nor any other of the {number} images: {first.found}",
+            first.mend,
+        )
     results.write(folder)
     return results, skipped
+
+
+def _read(
+    predictor: Predictor,
+    entries: list[Entry],
+    read: deque[Entry],
+    skipped: list[InputError] | None,
+) -> Iterator[np.ndarray]:
+    """Images, each after its entry is put into ``read``.
+
+    Args:
+        skipped: takes what is the matter with images that are left out; None: they stop.
+    """
+    for entry in entries:
+        try:
+            image = predictor.read(entry.path)
+            # A tag that turns it may stand where its header does not show it.
+            if fault := wrong_size(entry, image.shape[1::-1]):
+                raise fault
+        except InputError as error:
+            if skipped is None:
+                raise
+            _log_left_out(error)
+            skipped.append(error)
+        else:
+            read.append(entry)
+            yield image
+
+
+def _log_left_out(error: InputError) -> None:
+    logger.warning("left out: %s: %s", error.file, error.found)
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
@@ -248,7 +232,7 @@ def predict_video(
         for number, found in enumerate(stream):
             results.add(number, f"frame {number}", found)
             if pictures:
-                drawn = draw(found, least)
+                drawn = draw(found, least, keep_size=True)  # boxes of the JSON fit the film
                 writer = writer or _writer(folder / f"{Path(video).stem}.mp4", rate, drawn)
                 writer.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
     finally:

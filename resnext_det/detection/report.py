@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from torch import nn
 
 from .. import plots
 from ..data.images import read_array
-from .confusion import Matched, draw_matrix, marks_of, match
+from ..engine.folders import make_folder
+from .confusion import IN_WORDS, Matched, draw_matrix, marks_of, match
 from .drawing import class_color, draw_detections, draw_marks, draw_proposals, draw_truth
 from .loaders import NamingMapper
 from .sheets import FIELD, write_sheet
@@ -24,12 +25,13 @@ SCORE_SHOWN = 0.5
 PROPOSALS_SHOWN = 15
 IMAGES_SHOWN = 6
 COLUMNS = 4
+CLASSES_SHOWN = 48  # characters of their names in a title
 
 
 def draw(cfg: CfgNode, model: nn.Module, results: dict[str, dict]) -> None:
     """Write OUTPUT_DIR/pictures/*.png for the first data set of DATASETS.TEST."""
     folder = Path(cfg.OUTPUT_DIR, "pictures")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     name = cfg.DATASETS.TEST[0]
     _draw_curves(cfg, folder)
     _draw_precision(cfg, folder, name, results[name])
@@ -60,7 +62,14 @@ def _draw_precision(cfg: CfgNode, folder: Path, name: str, results: dict) -> Non
             results["bbox"],
             folder / "precision_recall.png",
             colors=[class_color(number) for number in range(len(names))],
+            title=_named(name, cfg.TEST.CLASSES),
         )
+
+
+def _named(name: str, classes: Collection[str]) -> str:
+    """The data set and, where only some are looked at, the classes."""
+    chosen = f" (classes: {plots.label(', '.join(classes), CLASSES_SHOWN)})" if classes else ""
+    return plots.label(name, CLASSES_SHOWN) + chosen
 
 
 def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> None:
@@ -73,7 +82,7 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
     for record in chosen:
         output = model.eval()([mapper(record)])[0]
         image, found = read_array(record["file_name"]), output["instances"]
-        found = found[found.scores > SCORE_SHOWN]
+        found = found[found.scores >= SCORE_SHOWN]
         detected.update(found.pred_classes.tolist())
         truth = draw_truth(image, record, names, FIELD)
         detections += [truth, draw_detections(image, found, names, FIELD)]
@@ -83,7 +92,7 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
         detections,
         folder / "detections.png",
         columns=COLUMNS,
-        titles=["ground truth", f"detections, score over {SCORE_SHOWN:g}"],
+        titles=["ground truth", f"detections, score {SCORE_SHOWN:g} or more"],
         legend=_legend(names, seen | detected),
     )
     title = f"the RPN's best {PROPOSALS_SHOWN} proposals, from yellow to violet"
@@ -110,18 +119,19 @@ def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> N
     if not path.exists():
         return
     found = json.loads(path.read_text())
-    title = f"score {found['score']:g} or more, IoU {found['iou']:g}"
+    rule = f"score {found['score']:g} or more, IoU {found['iou']:g} or more"
+    title = f"{_named(name, cfg.TEST.CLASSES)}\n{rule}"
     counts = np.array(found["counts"])
     draw_matrix(counts, found["classes"], folder / "confusion.png", title=title)
     records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
     mapper, names = NamingMapper(cfg, is_train=False), MetadataCatalog.get(name).thing_classes
     only = [k for k, own in enumerate(names) if own in found["classes"][:-1]]
-    shown = [records[worst["image_id"]] for worst in found["worst"]]
+    shown = [_with_classes(records[worst["image_id"]], only) for worst in found["worst"]]
     pictures, titles = [], []
     for record in shown:
         output = model.eval()([mapper(record)])[0]
         matched = match(output["instances"], record, only=only)
-        titles += [Path(record["file_name"]).name, _tell(matched)]
+        titles += [f"{Path(record['file_name']).name}\nground truth", _tell(matched)]
         image = read_array(record["file_name"])
         drawn = draw_marks(image, marks_of(matched, names), side=FIELD)
         pictures += [draw_truth(image, record, names, FIELD), drawn]
@@ -135,7 +145,13 @@ def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> N
         )
 
 
+def _with_classes(record: dict, only: Collection[int]) -> dict:
+    """The record without annotations of other classes."""
+    kept = [a for a in record.get("annotations", ()) if a["category_id"] in only]
+    return {**record, "annotations": kept}
+
+
 def _tell(matched: Matched) -> str:
     right, missed = int(torch.count_nonzero(matched.right)), int(matched.missed.sum())
-    wrong = len(matched.right) - right
-    return f"{right} right (green), {wrong} wrong (red), {missed} missed (dashed)"
+    counts = {"right": right, "wrong": len(matched.right) - right, "missed": missed}
+    return ", ".join(f"{count} {kind} ({IN_WORDS[kind]})" for kind, count in counts.items())

@@ -11,6 +11,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.coco import read_registered
+from ..engine.folders import make_folder
 from ..errors import InputError
 from . import scorer_reasons as reasons
 from .scorer import AP_FIGURES, Scores, caps_of, class_numbers, score
@@ -109,7 +110,7 @@ class BoxEvaluator(DatasetEvaluator):
         self._check_images(gathered)
         self.found = join([found for _, found in gathered], masks=self.with_masks)
         if self.output_dir:
-            Path(self.output_dir).mkdir(parents=True, exist_ok=True)
+            make_folder(self.output_dir)
             path = Path(self.output_dir, "coco_instances_results.json")
             write_results(path, self.found, self.truth)
         if not len(self.found):

@@ -5,13 +5,15 @@ import pickle
 import re
 import shutil
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..writing import open_for_torch, told_of_writing, write_text
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,23 @@ UNREADABLE += (LookupError, TypeError, AttributeError, struct.error)
 # What a run writes aside (`writing`), with the number of its process; earlier versions left it out.
 ASIDE = r"\.(.+\.\d+|(model_.+|results\.json|run\.json|last_checkpoint))\.tmp"
 PARTS = "train.safetensors.parts"
+
+
+def _check_sums(path: str | Path) -> None:
+    """Raises InputError where a byte has changed: torch stores sums, and does not compare."""
+    if not zipfile.is_zipfile(path):
+        return  # nor is it torch's, which says so
+    try:
+        with zipfile.ZipFile(path) as file:
+            changed = file.testzip()
+    except (zipfile.BadZipFile, OSError, zlib.error, NotImplementedError, RuntimeError) as error:
+        changed = one_line(error)
+    if changed:
+        raise InputError(
+            path,
+            f"is not a whole checkpoint ({one_line(changed)} is not what its sum says)",
+            "remove it; the run then resumes from the one before",
+        )
 
 
 def remove_leftovers(folder: str | Path) -> None:
@@ -52,7 +71,7 @@ def _end_last_line(path: Path) -> None:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             file.truncate(whole)
-            logger.info("%s: its last line was cut off by a full disk, removed", path)
+            logger.info("%s: its last line was cut off, removed", path)
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -83,6 +102,7 @@ class RunCheckpointer(DetectionCheckpointer):
     @staticmethod
     def read(filename: str | Path) -> dict:
         """A checkpoint's content. Raises InputError where it is not whole, or something else."""
+        _check_sums(filename)
         try:
             content = torch.load(filename, map_location="cpu", weights_only=True)
         except UNREADABLE as error:

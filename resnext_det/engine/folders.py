@@ -105,6 +105,13 @@ def forget_evaluation(folder: Path) -> None:
                 shutil.rmtree(folder / name)
 
 
+def _check_inside(folder: Path) -> None:
+    """Raises InputError where a file stands in the place of a folder that results go to."""
+    for path in (folder / name for name in OF_AN_EVALUATION):
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(path, "is no folder, and results go there", "remove or rename it")
+
+
 def check_place(folder: Path) -> None:
     """Raises InputError where a folder cannot be made or written."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
@@ -113,6 +120,7 @@ def check_place(folder: Path) -> None:
     elif not os.access(there, os.W_OK | os.X_OK):
         why = "cannot be written"
     else:
+        _check_inside(folder)
         return
     where = "" if there == folder else f": {there}"
     raise InputError(folder, f"cannot be made{where} {why}" if where else why, _OTHER_PLACE)

@@ -1,8 +1,10 @@
 """One process or many: torchrun's environment, ``--num-gpus``, or the CPU alone."""
 
 import argparse
+import gc
 import logging
 import os
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -45,10 +47,7 @@ def launch(main: Callable, args: argparse.Namespace) -> None:
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         _join_torchrun()
-        try:
-            _run_as_one(main, args)
-        finally:
-            dist.destroy_process_group()
+        _run_as_one(main, args)
         return
     found = torch.cuda.device_count()
     wanted = min(found, 1) if args.num_gpus is None else args.num_gpus
@@ -75,10 +74,30 @@ def launch(main: Callable, args: argparse.Namespace) -> None:
 
 def _run_as_one(main: Callable, args: argparse.Namespace) -> None:
     """``main(args)`` in a process that knows the others by name, if there are any."""
-    if comm.get_world_size() > 1:
-        remember_ranks()
-    with naming_lost_ranks():
+    if not dist.is_initialized():
         main(args)
+        return
+    try:
+        remember_ranks()
+        with naming_lost_ranks():
+            main(args)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # of the networks, which hold the group too
+        raise
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Take leave of the other processes while the interpreter is whole.
+
+    A group that lives to its end aborts it now and then ("terminate called"), and the status would
+    be that of a crash. Detectron2 keeps two of them for ever.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _join_torchrun() -> None:

@@ -14,7 +14,7 @@ from ..models import Architecture
 from ..writing import written_whole
 from .facts import NO_FACTS, Facts
 from .kinds import is_safetensors
-from .layout import check_layout
+from .layout import check_layout, check_real
 from .machine import phrase, told_of
 from .names import trunk_name
 from .norms import check_variances, has_statistics
@@ -97,6 +97,7 @@ def read_source(path: str | Path, given: Facts = NO_FACTS) -> Source:
             known="by its record",
             may_lack=True,  # what a model misses is named, or allowed, where it is loaded
         )
+    check_real(tensors, str(path))
     check_variances(tensors, path)
     return Source(str(path), tensors, record, {}, len(tensors))
 

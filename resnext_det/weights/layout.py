@@ -125,6 +125,14 @@ def check_layout(
                 f"{tuple(due[name])}",
                 MEND,
             )
+    check_real(tensors, source, spelled)
+
+
+def check_real(
+    tensors: dict[str, torch.Tensor], source: str, spelled: Callable[[str], str] = str
+) -> None:
+    """Raises InputError for a tensor of whole numbers that is no counter of a norm's batches."""
+    for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or name.endswith(COUNTER)):
             raise InputError(source, f"{spelled(name)} is of {tensor.dtype}", "give real numbers")
 

@@ -101,3 +101,12 @@ def test_the_same_sizes_are_drawn(style):
 def test_no_resizing():
     (own,) = with_fast_resize([T.ResizeShortestEdge([0], 100, "choice")])
     assert type(own.get_transform(pixels(5, 5))) is not Resize
+
+
+def test_of_a_very_long_picture_a_pixel_is_left():
+    (own,) = with_fast_resize([T.ResizeShortestEdge([96], 160, "choice")])
+    for image in (pixels(3, 6000), pixels(6000, 3)):
+        transform = own.get_transform(image)
+        resized = transform.apply_image(image)
+        assert sorted(resized.shape) == [1, 3, 160]
+        assert np.isfinite(transform.apply_box(np.array([[0.0, 0, 3, 3]]))).all()

@@ -103,8 +103,10 @@ def test_mistakes_and_marks():
     assert matched.mistakes == 3  # another class, no object, missed
     marks = marks_of(matched, ["cup", "leaf"])
     assert [mark.text for mark in marks] == ["cup? 80%", "leaf? 70%", "missed cup", ""]
-    assert [mark.color for mark in marks] == ["red", "red", "orange", "limegreen"]
+    assert [mark.color for mark in marks] == ["red", "red", "white", "white"]
     assert [mark.line for mark in marks] == ["-", "-", "--", "-"]
+    wrong, _, missed, right = (mark.width for mark in marks)
+    assert wrong > missed > right
     assert [list(mark.box) for mark in marks] == [B, C, [80, 80, 99, 99], A]
 
 
@@ -112,7 +114,7 @@ def test_of_missed_objects_one_a_class_is_named():
     """Thirty times the same words would cover the picture."""
     cells = [([10.0 * k, 0, 10 * k + 9, 9], 0) for k in range(30)]
     marks = marks_of(match(found(), record(*cells, ([0, 50, 9, 59], 1))), ["cell", "leaf"])
-    assert len(marks) == 31 and {mark.color for mark in marks} == {"orange"}
+    assert len(marks) == 31 and {mark.line for mark in marks} == {"--"}
     assert [mark.text for mark in marks if mark.text] == ["missed cell x 30", "missed leaf"]
 
 
@@ -186,6 +188,22 @@ def test_the_picture(tmp_path, figures):
     assert [text.get_text() for text in axis.get_xticklabels()] == ["a", "b", "missed"]
 
 
+def test_what_has_no_object_has_no_colour(tmp_path, figures):
+    """Its row would be shares of detections, the others are shares of objects."""
+    counts = np.array([[3, 1, 0], [0, 2, 2], [1, 7, 0]])
+    draw_matrix(counts, ["a", "b", "x"], tmp_path / "c.png", title="set\nscore 0.5")
+    axis = figures[0].axes[0]
+    (picture,) = axis.images
+    shares = picture.get_array()
+    assert shares.mask.tolist() == [[False] * 3, [False] * 3, [True] * 3]
+    assert shares[:2].tolist() == [[0.75, 0.25, 0], [0, 0.5, 0.5]]
+    (red, green, blue), dark = picture.get_cmap().get_bad()[:3], picture.get_cmap()(0.9)[0]
+    assert red == green == blue > 0.9 > dark
+    told = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+    assert told[1, 2] == ("7", "black") and told[0, 0] == ("3", "white")
+    assert figures[0].get_suptitle() == "set\nscore 0.5"
+
+
 ODD = ["a" * 200, "$\\frac$", "_hidden", "杯子", "two\nlines", ""]
 
 
@@ -196,7 +214,7 @@ ODD = ["a" * 200, "$\\frac$", "_hidden", "杯子", "two\nlines", ""]
 def test_the_picture_of_any_classes(tmp_path, figures, names, shown):
     """Every word is on the page, and the axis keeps its place beside long names."""
     counts = np.full((len(names) + 1,) * 2, 12345)
-    title = "score 0.5 or more, IoU 0.5"
+    title = f"{'data_set_' * 5} (classes: {'mug, leaf, ' * 4})\nscore 0.5 or more, IoU 0.5 or more"
     draw_matrix(counts, [*names, "background"], tmp_path / "c.png", title=title)
     (figure,), page = figures, figures[0].bbox
     axis = figure.axes[0]

@@ -175,6 +175,47 @@ def test_good_anchors_are_kept():
     assert anchor_advice.advise(objects, good) is good
 
 
+@pytest.mark.parametrize(
+    "before, after, better",
+    [
+        ([0.4] * 100, [0.4] * 99 + [0.5], True),
+        ([0.4] * 101, [0.4] * 100 + [0.5], False),  # less than a point
+        ([0.5] * 100, [0.5] * 99 + [0.7], True),
+        ([0.5] * 100, [0.49] + [0.9] * 99, False),  # IoU 0.5 falls
+        ([0.7] + [0.4] * 99, [0.69] + [0.6] * 99, False),  # IoU 0.7 falls
+        ([0.4] * 100, [0.49] * 100, False),
+    ],
+)
+def test_what_is_better(before, after, better):
+    assert anchor_advice.serve_better(np.array(after), np.array(before)) is better
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_advice_is_better_over_all_objects_or_not_given(seed):
+    """Rare classes weigh in the search; what costs the objects as a whole is not shown."""
+    random = np.random.default_rng(seed)
+    sides = [*random.uniform(90, 150, 300), *random.uniform(6, 12, 4), *random.uniform(7, 9, 4)]
+    objects = objects_of_side(sides, [0] * 300 + [1] * 4 + [2] * 4)
+    one = Anchors(sizes=((115.0,),), ratios=((1.0,),), strides=(8,), offset=0.5)
+    advised = anchor_advice.advise(objects, one)
+    old, new = (recall(best_iou(objects, anchors)) for anchors in (one, advised))
+    assert all(new[key] >= old[key] for key in old)
+    assert advised is one or any(new[key] >= old[key] + 1 for key in old)
+
+
+def test_none_better_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(anchor_advice, "advise", lambda objects, anchors: anchors)
+    text = data_text.as_text(data_report.make_report(checked_set(tmp_path), load_cfg(SMALL)))
+    assert "none better of their number was found (better: of all objects the shares" in text
+    assert "would serve better" not in text
+
+
+def test_the_measure_is_said(tmp_path):
+    text = data_text.as_text(data_report.make_report(checked_set(tmp_path), load_cfg(SMALL)))
+    assert "would serve better, as many (better: of all objects the shares with IoU 0.5" in text
+    assert "at least 1 point higher" in text
+
+
 def test_advice_for_a_pyramid_keeps_its_form():
     anchors = anchors_of(load_cfg(PAPER, FPN))
     objects = objects_of_side([10] * 30 + [25] * 30 + [300] * 30, [0] * 90)

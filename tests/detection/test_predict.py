@@ -15,22 +15,21 @@ from test_pipeline import refusal
 from tiny import make_cfg, write_start_weights
 
 from resnext_det.data.coco import class_names
-from resnext_det.detection import pipeline
-from resnext_det.detection.detector import load_detector
+from resnext_det.detection import pipeline, predict, predict_inputs
+from resnext_det.detection.detector import load_detector, stored_cfg
 from resnext_det.detection.loaders import build_test_loader
 from resnext_det.detection.predict import HELD, Prediction, Predictor
 from resnext_det.detection.predict_files import (
-    Entry,
     Results,
     draw,
-    entries_of,
-    entries_of_coco,
+    output_folder,
     picture_names,
     predict_images,
     predict_video,
-    video_of,
 )
+from resnext_det.detection.predict_inputs import Entry
 from resnext_det.engine.folders import new_folder
+from resnext_det.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +145,32 @@ def test_a_score_of_ones_own(run, evaluated):
     assert min(min(f.scores, default=1.0) for f in found) >= 0.3
 
 
+def test_only_chosen_classes_are_kept(run, evaluated):
+    weights, paths = run / "model_final.safetensors", [x["file_name"] for x, _ in evaluated]
+    some = Predictor(weights, "cpu", opts=["TEST.CLASSES", "('mug', 'ring')"])
+    every = Predictor(weights, "cpu")
+    for chosen, found in zip(some(paths), every(paths), strict=True):
+        wanted = [place for place, name in enumerate(found.names) if name in ("mug", "ring")]
+        assert chosen.names == [found.names[place] for place in wanted]
+        np.testing.assert_array_equal(chosen.boxes, found.boxes[wanted])
+    assert 0 < sum(map(len, some(paths))) < sum(map(len, every(paths)))
+
+
+def test_classes_that_the_detector_does_not_know(run):
+    call = lambda: Predictor(run / "model_final.safetensors", opts=["TEST.CLASSES", "zebra"])  # noqa: E731
+    refusal(call, "TEST.CLASSES: holds 'zebra', no class of", "choose from mug, leaf")
+
+
+def test_classes_of_the_runs_evaluations_do_not_count(run, evaluated, monkeypatch):
+    """They may be those of a data set with classes that the detector does not know."""
+    weights, path = run / "model_final.safetensors", evaluated[0][0]["file_name"]
+    every = Predictor(weights, "cpu")(path)
+    cfg = stored_cfg(weights)
+    cfg.TEST.CLASSES = ("zebra",)
+    monkeypatch.setattr(predict, "stored_cfg", lambda _: cfg)
+    assert Predictor(weights, "cpu")(path).names == every.names
+
+
 def test_no_batch_of_nothing(run):
     refusal(lambda: Predictor(run / "model_final.safetensors", batch_size=0), "batch size: is 0")
 
@@ -173,26 +198,9 @@ def images_in(folder, *names):
         Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(path)
 
 
-def test_what_is_looked_at(tmp_path):
-    images_in(tmp_path, "a/2.png", "a/b/1.jpg", "one.bmp")
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    found = entries_of([tmp_path / "a", tmp_path / "one.bmp"])
-    assert [(e.id, e.name) for e in found] == [(1, "2.png"), (2, "b/1.jpg"), (3, "one.bmp")]
-
-
-def test_what_cannot_be_looked_at(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("")
-    images_in(tmp_path, "x/1.png", "y/1.png")
-    refusal(lambda: entries_of([tmp_path / "none.jpg"]), "none.jpg", "is not there")
-    refusal(lambda: entries_of([tmp_path / "empty"]), "holds no image")
-    refusal(lambda: entries_of([tmp_path / "notes.txt"]), ".txt")
-    refusal(lambda: entries_of([tmp_path / "x", tmp_path / "y"]), "the same name")
-
-
 def test_json_and_pictures(predictor, demo_set, tmp_path):
     json_file = demo_set / "annotations" / "val.json"
-    entries = entries_of_coco(json_file, demo_set / "val")
+    entries = predict_inputs.entries_of_coco(json_file, demo_set / "val")
     results, skipped = predict_images(predictor, entries, tmp_path, least=0.1)
     assert not skipped
     truth = COCO(json_file)
@@ -235,33 +243,6 @@ def test_masks_are_written():
     assert written[1]["bbox"] == [3, 2, 4, 2] and written[1]["category_id"] == 3
 
 
-def change_val(demo_set, tmp_path, change):
-    content = json.loads((demo_set / "annotations" / "val.json").read_text())
-    change(content)
-    path = tmp_path / "changed.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda image: image.pop("file_name"), "images[1] has no file_name"),
-        (lambda image: image.update(id="a"), "images[1] has the id 'a'"),
-        (lambda image: image.update(file_name="none.png"), "none.png"),
-        (lambda image: image.update(file_name="../val.png"), "../val.png"),
-    ],
-)
-def test_a_json_whose_images_are_at_fault(demo_set, tmp_path, change, words):
-    path = change_val(demo_set, tmp_path, lambda content: change(content["images"][1]))
-    refusal(lambda: entries_of_coco(path, demo_set / "val"), "changed.json", words)
-
-
-def test_annotations_do_not_matter(demo_set, tmp_path):
-    path = change_val(demo_set, tmp_path, lambda content: content["annotations"][0].pop("bbox"))
-    assert len(entries_of_coco(path, demo_set / "val")) == 6
-
-
 def test_no_picture_is_written_over():
     entries = [
         Entry(n, name, None) for n, name in enumerate(["a/1.png", "a/1.jpg", "a/1_2.JPG"], 1)
@@ -284,13 +265,51 @@ def test_a_name_that_leads_out_writes_nothing_outside(predictor, demo_set, tmp_p
 def test_unreadable_images_by_switch(predictor, tmp_path):
     images_in(tmp_path, "in/1.png", "in/3.png")
     (tmp_path / "in" / "2.png").write_bytes(b"no image")
-    entries = entries_of([tmp_path / "in"])
-    refusal(lambda: predict_images(predictor, entries, tmp_path / "a", least=0.5), "2.png")
+    entries = predict_inputs.entries_of([tmp_path / "in"])
+    out = tmp_path / "a"
+    refusal(lambda: predict_images(predictor, entries, out, least=0.5), "2.png", "--skip-unr")
+    assert not out.exists()  # the first image is whole, yet nothing is written
     results, skipped = predict_images(
         predictor, entries, tmp_path / "b", least=0.5, skip_unreadable=True
     )
-    assert [path.name for path in skipped] == ["2.png"]
+    assert [(error.file, error.found) for error in skipped] == [
+        (str(tmp_path / "in" / "2.png"), "is of no image format that Pillow knows")
+    ]
     assert [image["id"] for image in results.images] == [1, 3]
+
+
+def damaged_inside(path):
+    """A PNG whose header and end are whole, and whose pixels are not."""
+    random = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(random).save(path)
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_what_only_decoding_shows(predictor, tmp_path, caplog, skip):
+    images_in(tmp_path, "in/1.png")
+    damaged_inside(tmp_path / "in" / "2.png")
+    entries = predict_inputs.entries_of([tmp_path / "in"])
+    good, bad = predict_inputs.readable(entries)
+    assert good == entries and not bad
+    call = lambda: predict_images(predictor, entries, tmp_path, least=0.5, skip_unreadable=skip)  # noqa: E731
+    if not skip:
+        refusal(call, "2.png", "cannot be read as an image")
+        return
+    results, skipped = call()
+    assert len(results.images) == len(skipped) == 1
+    assert f"left out: {tmp_path / 'in' / '2.png'}: cannot be read as an image (" in caplog.text
+
+
+def test_nothing_that_can_be_read(predictor, tmp_path, caplog):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"")
+    entries, out = predict_inputs.entries_of([tmp_path]), tmp_path / "out"
+    call = lambda: predict_images(predictor, entries, out, least=0.5, skip_unreadable=True)  # noqa: E731
+    refusal(call, "1.png: cannot be used, nor any other of the 2 images: is empty (0 bytes)")
+    assert caplog.text.count("is empty (0 bytes)") == 2 and not out.exists()
 
 
 def test_skipping_keeps_the_limit_on_pixels(run, tmp_path):
@@ -302,11 +321,17 @@ def test_skipping_keeps_the_limit_on_pixels(run, tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
     try:
         _, skipped = predict_images(
-            small, entries_of([tmp_path / "in"]), tmp_path / "out", least=0.5, skip_unreadable=True
+            small,
+            predict_inputs.entries_of([tmp_path / "in"]),
+            tmp_path / "out",
+            least=0.5,
+            skip_unreadable=True,
         )
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    assert [path.name for path in skipped] == ["2.png"]
+    (error,) = skipped
+    assert error.file.endswith("2.png") and "too many pixels" in error.found
+    assert "DATASETS.MAX_IMAGE_PIXELS" in error.mend
 
 
 def test_nothing_is_written_over(tmp_path):
@@ -314,6 +339,31 @@ def test_nothing_is_written_over(tmp_path):
     refusal(lambda: new_folder(tmp_path), "is there already")
     refusal(lambda: new_folder(tmp_path / "old.json"), "is there already")
     assert new_folder(tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_that_is_not_filled_is_removed(tmp_path, there, error):
+    """With the folders above that were made for it; a second try finds what the first did."""
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    with pytest.raises(error), output_folder(folder) as given:
+        (given / "pictures" / "sub").mkdir(parents=True)
+        (given / "pictures" / "sub" / "1.jpg").write_text("")
+        (given / "film.mp4").write_text("")
+        raise error
+    assert list(tmp_path.rglob("*")) == ([tmp_path / "a", folder] if there else [])
+    with output_folder(folder) as given:
+        (given / "images.json").write_text("")
+    assert list(folder.iterdir()) == [folder / "images.json"]
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    (tmp_path / "theirs.txt").write_text("")
+    with pytest.raises(InputError, match="is there already"), output_folder(tmp_path):
+        raise AssertionError("not reached")
+    assert (tmp_path / "theirs.txt").is_file()
 
 
 def test_video(predictor, tmp_path):
@@ -330,13 +380,8 @@ def test_video(predictor, tmp_path):
     drawn = cv2.VideoCapture(str(tmp_path / "found" / "film.mp4"))
     assert int(drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == 5
     assert drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(10.0)
-
-
-def test_which_input_is_a_video(tmp_path):
-    (tmp_path / "film.MP4").write_bytes(b"")
-    assert video_of([str(tmp_path / "film.MP4")]) == tmp_path / "film.MP4"
-    assert video_of([str(tmp_path)]) is None and video_of([]) is None
-    refusal(lambda: video_of([str(tmp_path / "none.mp4")]), "none.mp4", "is not there")
+    sides = [drawn.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+    assert sides == [96, 64]  # boxes of the JSON fit it
 
 
 def test_no_video(predictor, tmp_path):

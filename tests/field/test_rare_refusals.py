@@ -19,7 +19,7 @@ from resnext_det.data.proposals import ProposalFile, ProposalWriter, join_parts
 from resnext_det.detection import pipeline, predict_files
 from resnext_det.detection.loaders import load_records
 from resnext_det.detection.proposals import dump_from_weights
-from resnext_det.engine.folders import new_folder
+from resnext_det.engine.folders import check_place, new_folder
 from resnext_det.errors import InputError
 from resnext_det.weights import kinds, torch7
 
@@ -146,7 +146,18 @@ def test_no_data_set_to_score_or_to_propose_for(tmp_path):
     refusal(call, "DATASETS.TRAIN is empty", "--dataset")
 
 
+def test_a_number_of_workers_that_is_none():
+    refusal(lambda: coco_images.read_headers(["a.jpg"], workers=-3), "--workers: is -3", "give 0")
+
+
 # ---- what is written ----
+
+
+@pytest.mark.parametrize("name", ["pictures", "inference"])
+def test_a_file_in_the_place_of_a_folder_of_results(tmp_path, name):
+    """Told before the hours of work that end in it."""
+    (tmp_path / name).touch()
+    refusal(lambda: check_place(tmp_path), tmp_path / name, "is no folder", "remove or rename it")
 
 
 def test_a_film_that_opencv_cannot_write(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from resnext_det.data import coco, coco_sets
 from resnext_det.data.coco_checks import Rules
 from resnext_det.data.coco_images import read_headers, set_pixel_limit
 from resnext_det.data.findings import raise_first
-from resnext_det.detection.predict_files import entries_of_coco
+from resnext_det.detection.predict_inputs import entries_of_coco
 from resnext_det.detection.scorer_arrays import Detections, truth_of
 from resnext_det.detection.scorer_results import read_results
 from resnext_det.errors import InputError

@@ -46,6 +46,8 @@ def faults_of(now: Attempt, before: Attempt | None, trained: tuple[str, ...]) ->
     found = []
     # An interrupt in a callback or a destructor of another library: told, and not the run's end.
     ignored = now.errors.count(IGNORED) if now.sent is signal.SIGINT else 0
+    if now.sent is signal.SIGKILL:  # it cannot say a word; a worker that is losing its parent can
+        ignored = now.errors.count(", in _serve\n")  # of multiprocessing's resource_sharer
     if now.errors.count("Traceback") > ignored:
         found.append(f"{about}: a traceback: {now.errors[-1500:]}")
     if now.code not in _codes(now):

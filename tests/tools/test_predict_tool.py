@@ -89,7 +89,62 @@ def test_images_that_cannot_be_read(weights, tmp_path, monkeypatch, capsys):
     assert "1.png" in refused(monkeypatch, capsys, *given, "--output", tmp_path / "a")
     run(monkeypatch, *given, "--output", tmp_path / "b", "--skip-unreadable")
     out = capsys.readouterr().out
-    assert f"left out, cannot be read: {inputs / '1.png'}" in out and "(1 images" in out
+    assert f"left out: {inputs / '1.png'}: is of no image format" in out and "(1 images" in out
+    assert "left out: 1 images" in out
+    (inputs / "2.png").unlink()
+    nothing = [*given, "--output", tmp_path / "c", "--skip-unreadable"]
+    assert "nor any other of the 1 images" in refused(monkeypatch, capsys, *nothing)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "in"]
+
+
+def test_a_missing_image_of_a_json(weights, demo_set, tmp_path, monkeypatch, capsys):
+    content = json.loads((demo_set / "annotations" / "val.json").read_text())
+    content["images"][0]["file_name"] = "none.png"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    given = ["MODEL.WEIGHTS", weights, "--json", tmp_path / "val.json", "--images"]
+    given += [demo_set / "val", "--output", tmp_path / "found", "--json-only"]
+    assert "none.png" in refused(monkeypatch, capsys, *given)
+    run(monkeypatch, *given, "--skip-unreadable")
+    out = capsys.readouterr().out
+    assert "none.png: cannot be opened (No such file" in out and "(5 images" in out
+
+
+def test_a_bad_end_leaves_nothing(weights, tmp_path, monkeypatch, capsys):
+    """A film that is none, and an image that only decoding finds damaged."""
+    (tmp_path / "in").mkdir()
+    film, good, bad = (
+        tmp_path / "in" / "f.mp4",
+        tmp_path / "in" / "1.png",
+        tmp_path / "in" / "2.png",
+    )
+    film.write_bytes(b"no film")
+    Image.new("L", (40, 30)).save(good)
+    Image.effect_noise((80, 60), 99).save(bad)
+    content = bytearray(bad.read_bytes())
+    content[200:400] = bytes(200)
+    bad.write_bytes(content)
+    for given, word in (([film], "no frame"), ([good, bad], "2.png: cannot be read")):
+        words = ["--input", *given, "--output", tmp_path / "a" / "b", "--batch-size", 1]
+        assert word in refused(monkeypatch, capsys, "MODEL.WEIGHTS", weights, *words)
+        assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_output_is_looked_at_first(demo_set, tmp_path, monkeypatch, capsys):
+    """Before the weights, which are not there."""
+    (tmp_path / "old").write_text("")
+    given = ["MODEL.WEIGHTS", tmp_path / "none.safetensors", "--input", demo_set / "val"]
+    error = refused(monkeypatch, capsys, *given, "--output", tmp_path)
+    assert error.startswith(f"error: {tmp_path}: is there already")
+
+
+def test_chosen_classes(weights, demo_set, tmp_path, monkeypatch, capsys):
+    made = tmp_path / "found"
+    given = ["MODEL.WEIGHTS", weights, "--input", demo_set / "val", "--output", made]
+    assert "choose from mug" in refused(monkeypatch, capsys, *given, "TEST.CLASSES", "zebra")
+    run(monkeypatch, *given, "--json-only", "TEST.CLASSES", "mug")
+    ids = {c["name"]: c["id"] for c in json.loads((made / "images.json").read_text())["categories"]}
+    results = json.loads((made / "predictions.json").read_text())
+    assert results and {r["category_id"] for r in results} == {ids["mug"]}
 
 
 def test_refusals(weights, demo_set, tmp_path, monkeypatch, capsys):

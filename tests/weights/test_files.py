@@ -49,7 +49,7 @@ def make_tensors():
         "shared": weight,  # the same memory as the first
         "part": weight[2:5],
         "half": weight.bfloat16(),
-        "counter": torch.tensor(7),
+        "bn1.num_batches_tracked": torch.tensor(7),
         "parameter": torch.nn.Parameter(weight.clone()),
     }
 
