@@ -29,7 +29,7 @@ from ..data.coco_images import set_pixel_limit
 from ..data.images import read_array
 from ..data.proposals import ProposalFile
 from ..data.reduced import detector_side, is_reduced
-from ..data.resize import with_fast_resize
+from ..data.resize import leaving_a_pixel
 from ..engine.batch import images_per_process
 from ..engine.sampler import ResumableBatches, training_loader
 from ..engine.workers import WatchedLoader
@@ -62,7 +62,7 @@ class NamingMapper(DatasetMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """The arguments that a config stands for."""
         others = super().from_config(cfg, is_train)
-        others["augmentations"] = with_fast_resize(others["augmentations"])
+        others["augmentations"] = leaving_a_pixel(others["augmentations"])
         return {
             **others,
             "max_image_pixels": cfg.DATASETS.MAX_IMAGE_PIXELS,

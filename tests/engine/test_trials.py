@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from resnext_det.data import resize
 from resnext_det.detection import scorer_backends
 from resnext_det.models import compiled, folding, measured, precision
 
@@ -31,7 +30,6 @@ TRIALS = {
     "bf16": lambda: anew(precision.bf16_serves, "cpu"),
     "regrouping": try_regrouping,
     "torch.compile": lambda: anew(compiled._why_not, "cpu", "eager"),
-    "resizing": lambda: anew(resize.is_pillows),
     "scorer": lambda: scorer_backends.choose("auto", "bbox"),
 }
 
