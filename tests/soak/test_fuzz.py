@@ -150,7 +150,8 @@ def fail(error):
     ],
 )
 def test_holes_are_seen(monkeypatch, read, hole):
-    monkeypatch.setattr(fuzz_children, "SECONDS", 0.3)
+    if hole.startswith("hang"):  # 300 MiB take their time on a busy machine
+        monkeypatch.setattr(fuzz_children, "SECONDS", 0.3)
     monkeypatch.setattr(fuzz_children, "OTHERS", 0)
     report = fuzz(reader(read), inputs=2)
     assert (report.inputs, report.results, report.input_errors) == (2, 0, 0)
