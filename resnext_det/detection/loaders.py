@@ -76,6 +76,10 @@ class NamingMapper(DatasetMapper):
             InputError: the file is no whole image of the size in the record, or its annotations
                 cannot be used.
         """
+        return self.mapped(record)[0]
+
+    def mapped(self, record: dict) -> tuple[dict, T.TransformList]:
+        """As a call, and what leads from the record's boxes to those of the image."""
         record = copy.deepcopy(record)
         seen = AugInput(self._read(record))
         before = _reduction(record, seen.image)
@@ -88,7 +92,7 @@ class NamingMapper(DatasetMapper):
             record.pop("annotations", None)
         elif "annotations" in record:
             self._add_instances(record, transforms, size)
-        return record
+        return record, transforms
 
     def _read(self, record: dict) -> np.ndarray:
         # Pillow's limit is one of the process, and a data worker may have been started afresh.

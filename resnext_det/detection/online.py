@@ -13,28 +13,16 @@ from .loaders import NamingMapper, batches_of, load_records
 from .proposals import boxes_and_logits
 
 
-class _Remembering:
-    """Detectron2's augmentations; keeps what it did to the last image."""
-
-    def __init__(self, augmentations):
-        self.augmentations, self.last = augmentations, None
-
-    def __call__(self, image):
-        self.last = self.augmentations(image)
-        return self.last
-
-
 class TwiceMapper:
     """An image as Fast R-CNN trains on it, and beside it as the RPN sees it in test mode."""
 
     def __init__(self, cfg: CfgNode, rpn_cfg: CfgNode):
         self.train = NamingMapper(cfg, is_train=True)
-        self.train.augmentations = _Remembering(self.train.augmentations)
         self.test = NamingMapper(rpn_cfg, is_train=False)
 
     def __call__(self, record: dict) -> dict:
-        x = self.train(record)
-        return {**x, "transforms": self.train.augmentations.last, "as_tested": self.test(record)}
+        x, transforms = self.train.mapped(record)
+        return {**x, "transforms": transforms, "as_tested": self.test(record)}
 
 
 class OnlineLoader:

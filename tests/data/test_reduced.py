@@ -11,6 +11,7 @@ from resnext_det.data import sets
 from resnext_det.data.images import read_array, read_rgb
 from resnext_det.data.reduced import crop_side, detector_side, is_reduced
 from resnext_det.detection.loaders import NamingMapper
+from resnext_det.detection.online import TwiceMapper
 from resnext_det.errors import InputError
 
 WIDTH, HEIGHT = 1601, 1203
@@ -155,3 +156,15 @@ def test_lists_too(classifier, tmp_path):
     classifier.DATALOADER.REDUCED_DECODE = True
     data = sets.open_split(classifier, "train")
     assert data.read(data.folder / data.entries.path(0)).size == (401, 301)
+
+
+# ---- proposals that are made online ----
+
+
+def test_proposals_follow_the_reduction(photograph):
+    """They are in pixels of the whole image, as the boxes of the record."""
+    cfg = detector()
+    x = TwiceMapper(cfg, cfg)(record(photograph))
+    x0, y0, width, height = BOX
+    box = x["transforms"].apply_box(np.array([[x0, y0, x0 + width, y0 + height]]))
+    np.testing.assert_allclose(box, x["instances"].gt_boxes.tensor, atol=1e-3)
