@@ -34,10 +34,16 @@ SHOWN = 200  # characters of a file's own text in a message
 
 def shown(text: str, most: int = SHOWN) -> str:
     """A text out of a file as one line that any terminal can show; what is left out is "..."."""
-    cut = text[: most + 1]
-    if not cut.isprintable():  # control characters, line ends of any kind, lone surrogates
-        cut = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in cut)
+    cut = _printable(text[: most + 1])
     return cut if len(cut) <= most else f"{cut[:most]}..."
+
+
+def _printable(text: str) -> str:
+    """One line that leaves a terminal as it is, whatever a stranger's file has put into it."""
+    if text.isprintable():
+        return text
+    # Control characters, line ends of any kind, lone surrogates.
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 def one_line(value: object) -> str:
@@ -160,11 +166,6 @@ def exit_cleanly(tool: Callable[[], None]) -> Callable[[], None]:
             threading.excepthook = before
 
     return main
-
-
-def _printable(text: str) -> str:
-    """One line that leaves a terminal as it is, whatever a stranger's file has put into it."""
-    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 def _said(error: Exception) -> str | None:

@@ -69,9 +69,8 @@ def written_whole(path: str | Path, elsewhere: str = "") -> Iterator[Path]:
         try:
             yield aside
             _to_disk(aside)
-            os.chmod(
-                aside, 0o666 & ~_UMASK
-            )  # as `open` makes files; safetensors makes private ones
+            # As `open` makes files; safetensors makes private ones.
+            os.chmod(aside, 0o666 & ~_UMASK)
             os.replace(aside, path)
         finally:
             with contextlib.suppress(OSError):  # renamed, or its folder is not to be written

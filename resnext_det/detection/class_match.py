@@ -1,6 +1,7 @@
 """A detector's classes and a data set's brought together by their names."""
 
 import re
+from collections.abc import Iterable
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -35,6 +36,12 @@ def match(theirs: list[str], ours: list[str]) -> list[int]:
     ]
 
 
+def check_wanted(wanted: Iterable[str], dataset: str) -> None:
+    """Raises InputError for a name of TEST.CLASSES that a loaded data set has no class of."""
+    file = MetadataCatalog.get(dataset).get("json_file", dataset)
+    check_class_names(tuple(wanted), class_names(dataset)[0], file)
+
+
 def matching(
     record: WeightsRecord, path: object, dataset: str, wanted: tuple[str, ...] = ()
 ) -> list[int] | None:
@@ -53,7 +60,7 @@ def matching(
             the name.
     """
     names, ids = class_names(dataset)
-    check_class_names(wanted, names, MetadataCatalog.get(dataset).get("json_file", dataset))
+    check_wanted(wanted, dataset)
     if list(record.class_names) == names and list(record.class_ids) == ids:
         return None
     numbers = match(list(record.class_names), names)

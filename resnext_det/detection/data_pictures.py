@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.structures import BoxMode
 
 from ..data import coco
 from ..data.coco_sets import CheckedSet
 from ..data.images import read_rgb
 from ..errors import InputError
 from . import anchor_report
-from .drawing import Mark, class_color, draw_marks
+from .drawing import Mark, class_color, draw_marks, truth_mark
 from .sheets import write_sheet
 
 SPREAD = 12  # pictures evenly spread over the set
@@ -123,7 +124,8 @@ def _close_up(checked: CheckedSet, records: dict[int, dict], number: int, words:
     high = np.clip(centre + half, low + 1, table.sizes[image])
     crop = tuple(int(v) for v in (*np.floor(low), *np.ceil(high)))
     caption = f"{words}: {width:.4g} x {height:.4g} px\n{table.name(number)}"
-    entry = {"bbox": table.boxes[number], "category_id": int(table.category[number])}
+    entry = {"bbox": table.boxes[number].tolist(), "bbox_mode": BoxMode.XYWH_ABS}
+    entry["category_id"] = int(table.category[number])
     return _View(records[int(table.image_ids[image])], caption, crop, entry)
 
 
@@ -144,7 +146,7 @@ def _draw(view: _View, class_names: list[str]) -> np.ndarray:
 
 def _marks_of(view: _View, class_names: list[str]) -> list[Mark]:
     """Boxes in pixels of the picture; beside a close-up's own object the others have no names."""
-    every = [(entry, _mark(entry, class_names)) for entry in view.record["annotations"]]
+    every = [(entry, truth_mark(entry, class_names)) for entry in view.record["annotations"]]
     if view.entry is None:
         return [mark for _, mark in every]
     own = list(view.entry["bbox"])
@@ -153,12 +155,4 @@ def _marks_of(view: _View, class_names: list[str]) -> list[Mark]:
         for entry, mark in every
         if list(entry["bbox"]) != own
     ]
-    return [replace(_mark(view.entry, class_names), width=1.5), *others]
-
-
-def _mark(entry: dict[str, Any], class_names: list[str]) -> Mark:
-    x, y, width, height = entry["bbox"]
-    number, crowd = entry["category_id"], entry.get("iscrowd")
-    text = class_names[number] + (" (crowd)" if crowd else "")
-    box = np.array([x, y, x + width, y + height])
-    return Mark(box, class_color(number), text, line="--" if crowd else "-")
+    return [replace(truth_mark(view.entry, class_names), width=1.5), *others]

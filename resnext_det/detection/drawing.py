@@ -91,15 +91,22 @@ def draw_truth(
         record: the image's, in Detectron2's form.
         side: as of `draw_marks`.
     """
-    marks, masks = [], []
-    for entry in record.get("annotations", ()):
-        number, crowd = entry["category_id"], bool(entry.get("iscrowd"))
-        box = BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS)
-        text = names[number] + (" (crowd)" if crowd else "")
-        marks.append(Mark(box, class_color(number), text, line="--" if crowd else "-"))
-        if entry.get("segmentation"):
-            masks.append((entry["segmentation"], class_color(number)))
+    entries = record.get("annotations", ())
+    masks = [
+        (entry["segmentation"], class_color(entry["category_id"]))
+        for entry in entries
+        if entry.get("segmentation")
+    ]
+    marks = [truth_mark(entry, names) for entry in entries]
     return draw_marks(image, marks, masks=masks, side=side)
+
+
+def truth_mark(entry: dict[str, Any], names: Sequence[str]) -> Mark:
+    """An annotation in Detectron2's form: its class's colour and name; a crowd is dashed."""
+    number, crowd = entry["category_id"], bool(entry.get("iscrowd"))
+    box = BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS)
+    text = names[number] + (" (crowd)" if crowd else "")
+    return Mark(box, class_color(number), text, line="--" if crowd else "-")
 
 
 def draw_detections(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..config import TRAINED, check_detection_solver, check_keys, flatten, override
@@ -18,9 +17,8 @@ from ..errors import InputError
 from ..weights import WeightsRecord, read_record
 from . import report, stage_files, stages
 from .backbone import check_detector, check_image_sizes, precision_of
-from .class_match import matching
+from .class_match import check_wanted, matching
 from .detector import require_detector, stored_cfg
-from .scorer import check_class_names
 from .weights_setup import apply_record
 
 logger = logging.getLogger(__name__)
@@ -45,8 +43,7 @@ def prepare(cfg: CfgNode) -> None:
         logger.info("%d classes, from %s", len(names), cfg.DATASETS.TRAIN[0])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
     for name in cfg.DATASETS.TEST:  # not only when the training is done
-        file = MetadataCatalog.get(name).get("json_file", name)
-        check_class_names(cfg.TEST.CLASSES, coco.class_names(name)[0], file)
+        check_wanted(cfg.TEST.CLASSES, name)
     if record:
         apply_record(cfg, record, cfg.MODEL.WEIGHTS)
     check_detector(cfg)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from resnext_det.detection.data_pictures import HEIGHT, WIDTH, _draw, _View
@@ -11,7 +12,8 @@ NAMES = ["cup", "pan", "a very long class name, longer than any field of the she
 
 
 def entry(kind, box, crowd=0):
-    return {"bbox": list(box), "category_id": kind, "iscrowd": crowd}
+    own = {"bbox": list(box), "bbox_mode": BoxMode.XYWH_ABS}
+    return {**own, "category_id": kind, "iscrowd": crowd}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
-from matplotlib.figure import Figure
+from kept import kept
 
 from resnext_det.detection import confusion
 from resnext_det.detection.confusion import (
@@ -166,15 +166,7 @@ def test_of_many_classes_the_worst_are_drawn():
 @pytest.fixture
 def figures(monkeypatch):
     """Every figure that is drawn, to look at its axes."""
-    drawn = []
-
-    class Kept(Figure):
-        def __init__(self, *args, **others):
-            super().__init__(*args, **others)
-            drawn.append(self)
-
-    monkeypatch.setattr(confusion, "Figure", Kept)
-    return drawn
+    return kept(monkeypatch, confusion, "Figure")
 
 
 def test_the_picture(tmp_path, figures):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import Visualizer
+from kept import kept
 from matplotlib.colors import to_hex
 
+from resnext_det.detection import drawing
 from resnext_det.detection.drawing import (
     COLORS,
     FIRST,
@@ -57,15 +58,8 @@ def lab_of(colors):
 @pytest.fixture
 def texts(monkeypatch):
     """What is written, without what was taken out again: matplotlib's texts by picture."""
-    drawings = []
-
-    class Kept(Visualizer):
-        def __init__(self, *args, **others):
-            super().__init__(*args, **others)
-            drawings.append(self)
-
-    monkeypatch.setattr("resnext_det.detection.drawing.Visualizer", Kept)
-    return lambda: [list(drawing.output.ax.texts) for drawing in drawings]
+    drawings = kept(monkeypatch, drawing, "Visualizer")
+    return lambda: [list(one.output.ax.texts) for one in drawings]
 
 
 def words(texts):

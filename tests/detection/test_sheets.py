@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from kept import kept
 from PIL import Image
 
 from resnext_det.detection import sheets
@@ -33,15 +33,7 @@ def places_of(page, image):
 @pytest.fixture
 def figures(monkeypatch):
     """Every figure that is drawn."""
-    drawn = []
-
-    class Kept(Figure):
-        def __init__(self, *args, **others):
-            super().__init__(*args, **others)
-            drawn.append(self)
-
-    monkeypatch.setattr(sheets, "Figure", Kept)
-    return drawn
+    return kept(monkeypatch, sheets, "Figure")
 
 
 @pytest.mark.parametrize("count, columns", [(4, 2), (3, 2), (1, 1), (5, 2), (2, 4), (6, 4)])

@@ -11,6 +11,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tiny_sets import refusal
 
 from resnext_det.classification.weights_setup import check_classes, require_weights
 from resnext_det.config import get_cfg, load_cfg
@@ -20,18 +21,7 @@ from resnext_det.detection import pipeline, predict_files
 from resnext_det.detection.loaders import load_records
 from resnext_det.detection.proposals import dump_from_weights
 from resnext_det.engine.folders import check_place, new_folder
-from resnext_det.errors import InputError
 from resnext_det.weights import kinds, torch7
-
-
-def refusal(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 700, message
-    for word in words:
-        assert str(word) in message, message
-
 
 # ---- configs and weights ----
 
