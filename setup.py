@@ -42,6 +42,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["resnext_det", "resnext_det.*"]),
+    package_data={"resnext_det.native": ["*.c", "*.h"]},
     install_requires=OURS + DETECTRON2_NEEDS,
     extras_require={
         "dev": ["pytest>=7.4", "pytest-xdist>=3.3", "ruff>=0.6", "timm>=1.0", *FAST],

@@ -11,7 +11,7 @@ import torch
 
 from resnext_det.compat import describe_environment
 from resnext_det.engine.run import write_json
-from resnext_det.models.measured import processor
+from resnext_det.machine import processor
 
 GEMM = 2048  # side of the matrices that the ceiling is measured with
 

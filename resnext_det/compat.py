@@ -64,6 +64,8 @@ def describe_environment() -> dict[str, str]:
     """Versions and machine, for the record of a run. Values are short lines of text."""
     import torch
 
+    from .machine import processor  # here, so that this file loads alone (tests/test_setup.py)
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -75,7 +77,7 @@ def describe_environment() -> dict[str, str]:
         "pycocotools": _version("pycocotools"),
         "fvcore": _version("fvcore"),
         "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
-        "cpu": f"{_cpu_count()} x {_cpu_model()}",
+        "cpu": f"{_cpu_count()} x {processor()}",
         "cuda": torch.version.cuda or "none",
         "gpu": _gpu_names(),
     }
@@ -111,16 +113,6 @@ def _cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):  # what this process may use, not what the machine has
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _gpu_names() -> str:

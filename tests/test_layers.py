@@ -13,14 +13,16 @@ OUTSIDE = {"tools", "benchmarks", "tests"}
 
 TASK = {"compat", "errors", "writing", "plots", "models", "config", "data", "weights", "engine"}
 MAY_IMPORT = {
-    "compat": set(),
+    "machine": set(),
     "errors": set(),
+    "compat": {"machine"},
     "command_line": {"errors"},
     "writing": {"errors"},
     "plots": set(),
     "paper": set(),
-    "models": {"errors"},
-    "capacity": {"models", "paper", "errors"},
+    "native": {"machine", "errors"},
+    "models": {"machine", "errors", "native"},
+    "capacity": {"machine", "models", "paper", "errors"},
     "config": {"errors"},
     "runs": {"config", "errors"},
     "reproduction": {"config", "errors", "models", "paper", "plots", "runs", "writing"},
@@ -28,7 +30,7 @@ MAY_IMPORT = {
     "weights": {"models", "errors", "writing"},
     "engine": {"compat", "errors", "writing"},
     "classification": TASK,
-    "detection": TASK,
+    "detection": TASK | {"native"},
     FACE: TASK | {"detection"},
 }
 

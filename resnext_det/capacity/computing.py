@@ -1,6 +1,7 @@
 """How this machine computes convolutions soonest, as far as networks have met them."""
 
-from ..models.measured import PARTS, MeasuredRegrouping, cache_folder, rows
+from ..machine import cache_folder
+from ..models.measured import PARTS, MeasuredRegrouping, rows
 from .table import Column, Table
 
 

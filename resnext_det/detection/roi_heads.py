@@ -1,5 +1,7 @@
 """The Fast R-CNN head of a C4 network: res5 of the trunk's own family on every RoI."""
 
+import itertools
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -15,7 +17,12 @@ from ..errors import InputError
 from ..models import Architecture, build_stage, set_compute
 from ..models.precision import DTYPES, autocast, in_layout
 from .backbone import precision_of, require_res5
-from .roi_pool import roi_pool
+from .roi_pool import is_native, roi_pool
+
+# Of an evaluation on a CPU: as many as keep its convolutions busy, and few enough that their
+# features are taken from memory that the process holds already (C libraries give larger blocks
+# back to the system, which then has to clear them again).
+ROIS_AT_ONCE = 64
 
 
 def _res5_stride(cfg: CfgNode) -> int:
@@ -104,19 +111,41 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         }
 
     def _pool(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        """(R, C, P, P): float32, or without gradients in res5's own type, which loses nothing."""
+        """(R, C, P, P): float32, or by our own RoIPool in res5's type, which loses nothing."""
         (level,) = self.pooler.level_poolers
         (feature,) = features
-        rounds = isinstance(level, RoIPool)
-        if not rounds or (torch.is_grad_enabled() and feature.requires_grad):
+        own = feature.to(DTYPES[self.precision])  # the largest of rounded values is the same
+        learns = torch.is_grad_enabled() and feature.requires_grad
+        if not isinstance(level, RoIPool) or (learns and not is_native(own)):
             return self.pooler(features, boxes)
-        rois = convert_boxes_to_pooler_format(boxes)
-        feature = feature.to(DTYPES[self.precision])  # the largest of rounded values is the same
+        rois, feature = convert_boxes_to_pooler_format(boxes), own
         return roi_pool(feature, rois, level.output_size[0], level.spatial_scale)
 
     def _shared_roi_transform(
         self, features: list[torch.Tensor], boxes: list[Boxes]
     ) -> torch.Tensor:
+        """(R, C, P, P) float32; on a CPU without gradients its average over cells, (R, C, 1, 1)."""
+        if torch.is_grad_enabled() or features[0].device.type != "cpu":
+            return self._res5_of(features, boxes)
+        parts = _in_parts(boxes, ROIS_AT_ONCE) or [boxes]
+        return torch.cat(
+            [self._res5_of(features, part).mean(dim=(2, 3), keepdim=True) for part in parts]
+        )
+
+    def _res5_of(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         pooled = self._pool(features, boxes)
         with autocast(self.precision, pooled.device.type):
             return self.res5(in_layout(pooled, self.channels_last)).float()
+
+
+def _in_parts(boxes: list[Boxes], most: int) -> list[list[Boxes]]:
+    """The same boxes in the same order, ``most`` at a time over all images."""
+    ends = list(itertools.accumulate(map(len, boxes)))
+    starts = [end - len(own) for end, own in zip(ends, boxes, strict=True)]
+    return [
+        [
+            own[max(0, first - start) : max(0, first + most - start)]
+            for own, start in zip(boxes, starts, strict=True)
+        ]
+        for first in range(0, ends[-1], most)
+    ]

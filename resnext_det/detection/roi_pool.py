@@ -1,22 +1,27 @@
-"""RoIPool without gradients, in any type and channels_last: torchvision's values, sooner.
+"""RoIPool in any type and channels_last: torchvision's values and gradients, sooner.
 
 torchvision's operator visits every cell of every bin for each channel, on one thread, and writes
-fp32 in the other memory layout. Here the maximum over a bin is that of four overlapping windows
-whose sides are powers of two, and the maxima over all such windows are made once for the image; a
-bin then costs four reads of contiguous channels. A maximum is one of its inputs, so that no
-rounding is involved: values are equal, bit for bit.
+fp32 in the other memory layout. On a CPU with a compiler `native` does it channels side by side on
+all threads. Elsewhere, without gradients, the maximum over a bin is that of four overlapping
+windows whose sides are powers of two, and the maxima over all such windows are made once for the
+image; a bin then costs four reads of contiguous channels. A maximum is one of its inputs, so that
+no rounding is involved: values are equal, bit for bit.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
+
+from ..native import kernels_serve, roi_pool_backward, roi_pool_forward
 
 CHUNK = 3000  # bins at a time, so that what is gathered stays in the cache
+MOST_CELLS = 2**16 - 1  # that `native` tells apart
 
 
 def roi_pool(feature: torch.Tensor, rois: torch.Tensor, size: int, scale: float) -> torch.Tensor:
     """Largest value in each of ``size`` x ``size`` bins of every RoI (Girshick 2015, Sec. 2.1).
 
     Args:
-        feature: (N, C, H, W), best in channels_last; finite.
+        feature: (N, C, H, W), best in channels_last; finite. Gradients reach it where `is_native`.
         rois: (R, 5) float32: image number, x1, y1, x2, y2 in pixels of the image.
         size: bins along a side.
         scale: of the feature, cells a pixel.
@@ -26,11 +31,46 @@ def roi_pool(feature: torch.Tensor, rois: torch.Tensor, size: int, scale: float)
         rules of rounding are those of torchvision's ``roi_pool``.
     """
     height, width = feature.shape[2:]
+    rows = _bins(rois[:, 2], rois[:, 4], size, scale, height)
+    cols = _bins(rois[:, 1], rois[:, 3], size, scale, width)
     cells = feature.permute(0, 2, 3, 1).contiguous()
-    tops, bottoms = _bins(rois[:, 2], rois[:, 4], size, scale, height)
-    lefts, rights = _bins(rois[:, 1], rois[:, 3], size, scale, width)
-    image = rois[:, :1].long()
+    pool = _Pool.apply if is_native(feature) else _by_windows
+    return pool(cells, rois[:, 0], rows, cols).permute(0, 3, 1, 2)
+
+
+def is_native(feature: torch.Tensor) -> bool:
+    """Whether `roi_pool` computes on ``feature`` in C, which has gradients."""
+    return feature[0, 0].numel() < MOST_CELLS and kernels_serve(feature)
+
+
+Sides = tuple[torch.Tensor, torch.Tensor]  # first cell and the one behind the last: (R, P), int64
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cells, image, rows, cols):
+        image, *sides = (side.int() for side in (image, *rows, *cols))
+        keep = ctx.needs_input_grad[0]
+        pooled, which = roi_pool_forward(cells, image, sides[:2], sides[2:], keep)
+        if keep:
+            ctx.save_for_backward(which, image)
+        ctx.shape, ctx.dtype = cells.shape, cells.dtype
+        return pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        which, image = ctx.saved_tensors
+        grad = roi_pool_backward(grad.contiguous(), which, image, ctx.shape)
+        return grad.to(ctx.dtype), None, None, None
+
+
+def _by_windows(cells: torch.Tensor, image: torch.Tensor, rows: Sides, cols: Sides) -> torch.Tensor:
+    """(R, P, P, C) of cells (N, H, W, C), without gradients."""
+    (tops, bottoms), (lefts, rights) = rows, cols
+    _, height, width, channels = cells.shape
     table, bases, levels = _windows(cells, bottoms - tops, rights - lefts)
+    image = image.long()[:, None]
 
     def rows_of(top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         place = ((image * height + top)[:, :, None] * width) + left[:, None, :]
@@ -45,13 +85,11 @@ def roi_pool(feature: torch.Tensor, rois: torch.Tensor, size: int, scale: float)
     empty = ((bottoms <= tops)[:, :, None] | (rights <= lefts)[:, None, :]).reshape(-1)
     if empty.any():
         pooled[empty] = 0
-    return pooled.reshape(len(rois), size, size, feature.shape[1]).permute(0, 3, 1, 2)
+    return pooled.reshape(*tops.shape, lefts.shape[1], channels)
 
 
-def _bins(
-    first: torch.Tensor, last: torch.Tensor, size: int, scale: float, cells: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """First cell and the one behind the last of each bin along a side, int64 (R, size) each."""
+def _bins(first: torch.Tensor, last: torch.Tensor, size: int, scale: float, cells: int) -> Sides:
+    """Of each bin along a side."""
     # Halves go away from zero, as C's round; in float64, where adding 0.5 rounds nothing away.
     start, end = (((side * scale).double() + 0.5).floor().long() for side in (first, last))
     length = (end - start + 1).clamp(min=1).float() / size

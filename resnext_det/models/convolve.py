@@ -16,6 +16,7 @@ from ..errors import InputError
 from .folding import FoldedWeights, folded, fused, has_fused_convolution, is_fixed, needs_gradient
 from .measured import regrouping_of
 from .regroup import Regrouping, grouped_conv2d, is_product
+from .training_norm import is_fusible, norm_add_relu
 
 FUSED_TYPES = (torch.float32, torch.bfloat16)
 REGROUP = ("auto", "off")
@@ -81,7 +82,21 @@ def convolve(
             weight, bias = folded(conv)
             return _after(_convolution(conv, x, weight, bias, compute.regrouping), add, relu)
     out = _convolution(conv, x, conv.weight, conv.bias, compute.regrouping)
-    return _after(out if conv.norm is None else conv.norm(out), add, relu)
+    return normalise(conv.norm, out, relu=relu, add=add, compute=compute)
+
+
+def normalise(
+    norm: nn.Module | None,
+    x: torch.Tensor,
+    *,
+    relu: bool,
+    add: torch.Tensor | None = None,
+    compute: Compute = PLAIN,
+) -> torch.Tensor:
+    """``relu(norm(x) + add)``, (N, C, H, W); without a norm ``x`` itself may be changed."""
+    if compute.fuse and is_fusible(norm, x):
+        return norm_add_relu(norm, x, add, relu)
+    return _after(x if norm is None else norm(x), add, relu)
 
 
 def _convolution(
@@ -94,7 +109,7 @@ def _convolution(
     place = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if regrouping is None or torch.jit.is_tracing() or x.numel() == 0:
         return F.conv2d(x, weight, bias, *place)
-    if conv.groups == 1 and not (is_product(weight, conv.stride, 1) and _is_last(x)):
+    if conv.groups == 1 and not (is_product(weight, 1) and _is_last(x)):
         return F.conv2d(x, weight, bias, *place)
     return grouped_conv2d(x, weight, bias, *place, regrouping)
 

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ..machine import cache_folder, processor
 from .regroup import (
     PRODUCT,
     Merge,
@@ -138,15 +138,6 @@ def _is_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-@functools.cache
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def _machine(kind: str) -> str:
     if kind == "cuda":
         kernels = own_kernels()
@@ -181,7 +172,7 @@ def measure(
         outputs = torch.nn.functional.conv2d(inputs, own, None, stride, pad, 1, groups)
         grad = random(outputs.shape)
         merges = candidates(groups, weight.shape[1])
-        merges += [PRODUCT] * is_product(weight, stride, groups)
+        merges += [PRODUCT] * is_product(weight, groups)
         place = (stride, pad, (1, 1), groups)
         runs: dict[str, Callable[[int], torch.Tensor]] = {
             "forward": partial(forward_part, inputs, own, None, place)
@@ -263,14 +254,6 @@ def _in_words(times: dict[int, float], merge: int) -> str:
     name = f"blocks of {-merge}" if merge < 0 else str(merge)
     name = "product" if merge == PRODUCT else name
     return "-" if merge == 1 else f"{name}: {times[merge]:.2f} of {times[1]:.2f}"
-
-
-def cache_folder() -> Path:
-    """Where measurements are kept, by the user's environment."""
-    if own := os.environ.get("RESNEXT_DET_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "resnext_det")
 
 
 @functools.cache

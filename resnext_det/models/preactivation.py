@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import InputError
 from .architecture import PREACTIVATION_DEPTHS
 from .blocks import Norm, check_form
-from .convolve import PLAIN
+from .convolve import PLAIN, Compute, normalise
 from .recompute import recomputed
 
 # Where a block's first norm and ReLU stand: nowhere, before the split, inside the path.
@@ -27,12 +27,14 @@ class NormReLU(CNNBlockBase):
     (N, channels, H, W) to the same shape.
     """
 
+    compute = PLAIN
+
     def __init__(self, channels: int, *, norm: Norm = "BN"):
         super().__init__(channels, channels, stride=1)
         self.norm = get_norm(norm, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _activate(self.norm, x)
+        return _activate(self.norm, x, self.compute)
 
 
 class PreactivationBlock(CNNBlockBase):
@@ -96,11 +98,11 @@ class PreactivationBlock(CNNBlockBase):
         return self._forward(x)
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = x if self.activation == "none" else _activate(self.norm1, x)
+        out = x if self.activation == "none" else _activate(self.norm1, x, self.compute)
         if self.activation == "both":
             x = out
-        out = _activate(self.norm2, self.conv1(out))
-        out = _activate(self.norm3, self.conv2(out))
+        out = _activate(self.norm2, self.conv1(out), self.compute)
+        out = _activate(self.norm3, self.conv2(out), self.compute)
         out = self.conv3(out)
         out += x if self.shortcut is None else self.shortcut(x)
         return out
@@ -124,6 +126,6 @@ def _convolution(in_channels: int, out_channels: int, size: int, **others: int) 
     return convolution
 
 
-def _activate(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
+def _activate(norm: nn.Module | None, x: torch.Tensor, compute: Compute) -> torch.Tensor:
     # In place behind a norm only: without one it would overwrite what the shortcut reads.
-    return F.relu(x) if norm is None else F.relu_(norm(x))
+    return F.relu(x) if norm is None else normalise(norm, x, relu=True, compute=compute)

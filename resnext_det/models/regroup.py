@@ -5,8 +5,9 @@ blocks. Kernels are written for many channels a group, so the larger, half empty
 faster; forward, gradient of the input and gradient of the weight each have a best m of their own
 (`measured` finds them). Stored weights, their gradients and state dicts are those of C groups.
 
-A 1x1 convolution of stride 1 is a product of matrices, pixels by channels, and may be computed as
-one; its weight's gradient then is a product too, which oneDNN does sooner than its convolution's.
+A 1x1 convolution is a product of matrices, pixels by channels (with a stride, of those pixels that
+it reads), and may be computed as one; its weight's gradient then is a product too, which oneDNN
+does sooner than its convolution's.
 
 On a GPU with Triton, a grouped 3x3 convolution may also be computed by kernels of our own
 (`triton_conv`). One that fails, in whatever way, is left out, and the library goes on.
@@ -35,7 +36,7 @@ class Merge(NamedTuple):
     """How many groups are computed as one, in each of a layer's three convolutions.
 
     Each divides the number of groups; 1 leaves the groups as they are. `PRODUCT`, for a 1x1
-    convolution of stride 1 without groups, is a product of matrices. -n, for a grouped 3x3 on a
+    convolution without groups, is a product of matrices. -n, for a grouped 3x3 on a
     GPU, is our own kernel with blocks of n channels (see `tiles`).
     """
 
@@ -110,9 +111,14 @@ class _Regrouped(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
-def is_product(weight: torch.Tensor, stride: tuple[int, int], groups: int) -> bool:
+def is_product(weight: torch.Tensor, groups: int) -> bool:
     """Whether a convolution without padding is a product of matrices."""
-    return tuple(weight.shape[2:]) == (1, 1) and tuple(stride) == (1, 1) and groups == 1
+    return tuple(weight.shape[2:]) == (1, 1) and groups == 1
+
+
+def _read_by(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
+    """The pixels that a 1x1 convolution of this stride reads, a view."""
+    return x[:, :, :: stride[0], :: stride[1]]
 
 
 def as_matrix(x: torch.Tensor) -> torch.Tensor:
@@ -125,7 +131,10 @@ def _as_images(matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return matrix.reshape(n, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, int]
+) -> torch.Tensor:
+    x = _read_by(x, stride)
     # Written into a tensor of its own: autograd allows no change in place of a view, and the
     # shortcut is added in place.
     shape = (len(x), len(weight), *x.shape[2:])
@@ -135,10 +144,15 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
     return out if bias is None else out.add_(bias.reshape(1, -1, 1, 1))
 
 
-def _product_backward(grad, x, weight, which: str) -> torch.Tensor:
-    if which == "grad_input":
-        return _as_images(as_matrix(grad) @ weight.reshape(len(weight), -1), x)
-    return (as_matrix(grad).t() @ as_matrix(x)).reshape(weight.shape)
+def _product_backward(grad, x, weight, which: str, stride: tuple[int, int]) -> torch.Tensor:
+    if which == "grad_weight":
+        return (as_matrix(grad).t() @ as_matrix(_read_by(x, stride))).reshape(weight.shape)
+    read = _as_images(as_matrix(grad) @ weight.reshape(len(weight), -1), grad)
+    if tuple(stride) == (1, 1):
+        return read
+    grad_input = torch.zeros_like(x)
+    _read_by(grad_input, stride).copy_(read)
+    return grad_input
 
 
 @functools.cache
@@ -204,7 +218,7 @@ def forward_part(
         place: stride, padding, dilation and the number of groups that ``weight`` is stored in.
     """
     if merge == PRODUCT:
-        return _product(x, weight, bias)
+        return _product(x, weight, bias, place[0])
     if merge < 0:
         out = _tiled("forward", merge, x, weight, bias, place)
         if out is not None:
@@ -225,7 +239,7 @@ def backward_part(
         place: as for `forward_part`.
     """
     if merge == PRODUCT:
-        return _product_backward(grad, x, weight, part)
+        return _product_backward(grad, x, weight, part, place[0])
     if merge < 0:
         out = _tiled(part, merge, grad, x, weight, place)
         if out is not None:

@@ -43,8 +43,7 @@ def test_res5_on_rois(resolution, stride, side):
     key = "MODEL.ROI_BOX_HEAD"
     heads = heads_of(f"{key}.POOLER_RESOLUTION", str(resolution), f"{key}.RES5_STRIDE", str(stride))
     boxes = [Boxes(torch.tensor([[0.0, 0, 100, 60]]))]
-    with torch.no_grad():
-        found = heads._shared_roi_transform([torch.randn(1, 256, 12, 12)], boxes)
+    found = heads._shared_roi_transform([torch.randn(1, 256, 12, 12)], boxes)
     assert found.shape == (1, 512, side, side)
     assert {name: tuple(t.shape) for name, t in heads.res5.state_dict().items()} == {
         name: tuple(t.shape) for name, t in heads_of().res5.state_dict().items()

@@ -7,6 +7,7 @@ from detectron2.modeling import build_roi_heads
 from detectron2.structures import Boxes
 
 from resnext_det.config import get_cfg, trunk_arguments
+from resnext_det.detection import roi_heads
 from resnext_det.errors import InputError
 from resnext_det.models import build_resnext
 
@@ -67,9 +68,32 @@ def test_one_row_a_box():
     features = [torch.randn(3, 128, 8, 8)]
     boxes = [torch.tensor([[0.0, 0, 64, 64], [5, 5, 90, 100]]), torch.zeros(0, 4)]
     boxes = [Boxes(b) for b in (*boxes, torch.tensor([[0.0, 0, 16, 16]]))]
+    found = heads._shared_roi_transform(features, boxes)
+    assert found.shape == (3, 256, 7, 7) and found.dtype == torch.float32
+    with torch.no_grad():
+        averages = heads._shared_roi_transform(features, boxes)
+    torch.testing.assert_close(averages, found.mean(dim=(2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("counts", [(0,), (0, 0), (5,), (1, 2), (4, 0, 7, 1), (0, 9, 0)])
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_a_few_at_a_time(monkeypatch, counts, most):
+    """The same values in the same order, over images with and without boxes."""
+    monkeypatch.setattr(roi_heads, "ROIS_AT_ONCE", most)
+    _, heads = build(make_cfg(14, 4, 8, 0.125))
+    heads.eval()
+    torch.manual_seed(0)
+    features = [torch.randn(len(counts), 128, 8, 8)]
+    boxes = [Boxes(torch.rand(count, 4) * 60 + torch.tensor([0, 0, 60, 60])) for count in counts]
+    sizes, own = [], heads._res5_of
+    monkeypatch.setattr(
+        heads, "_res5_of", lambda f, b: (sizes.append(sum(map(len, b))), own(f, b))[1]
+    )
     with torch.no_grad():
         found = heads._shared_roi_transform(features, boxes)
-    assert found.shape == (3, 256, 7, 7) and found.dtype == torch.float32
+        whole = own(features, boxes).mean(dim=(2, 3), keepdim=True)
+    assert max(sizes) <= most and sum(sizes) == sum(counts)
+    torch.testing.assert_close(found, whole)
 
 
 def test_shape_spec_decides_the_scale():

@@ -1,10 +1,22 @@
-"""Guard RoIPool without gradients: torchvision's values, bit for bit."""
+"""Guard RoIPool, in C and by windows: torchvision's values and gradients, bit for bit."""
 
 import pytest
 import torch
 import torchvision
 
+from resnext_det.detection import roi_pool as own
 from resnext_det.detection.roi_pool import CHUNK, roi_pool
+from resnext_det.native import build
+
+
+@pytest.fixture(autouse=True, params=["C", "windows"])
+def way(request, monkeypatch):
+    """Every test twice, but for those that ask which it is."""
+    if request.param == "windows":
+        monkeypatch.setattr(own, "kernels_serve", lambda feature: False)
+    elif build.library() is None:
+        pytest.skip("no C compiler here")
+    return request.param
 
 
 def boxes(count, seed=0, height=300.0, width=400.0):
@@ -74,3 +86,60 @@ def test_negative_maxima():
     x = feature() - 10
     rois = boxes(60)
     assert torch.equal(roi_pool(x, rois, 7, 1 / 16), torchvision.ops.roi_pool(x, rois, 7, 1 / 16))
+
+
+def pooled_and_gradient(pool, x, rois, size, weights):
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    pooled = pool(x, rois, size, 1 / 16)
+    (pooled * weights).sum().backward()
+    return pooled, x.grad
+
+
+@pytest.mark.parametrize("way", ["C"], indirect=True)  # windows have no gradients
+@pytest.mark.parametrize("size", [1, 7, 14])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_gradients_as_torchvisions(size, ties, layout):
+    """Of equal cells the first has it; sums come in the same order, so that bits agree."""
+    x, rois = feature(channels=300, layout=layout), boxes(80)
+    rois = torch.cat([rois, *(torch.tensor(case) for case in HARD.values())])
+    x = x.round() if ties else x
+    weights = torch.randn(len(rois), 300, size, size)
+    found = pooled_and_gradient(roi_pool, x, rois, size, weights)
+    expected = pooled_and_gradient(torchvision.ops.roi_pool, x, rois, size, weights)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("way", ["C"], indirect=True)
+def test_gradients_of_halves():
+    """Summed in float32 and rounded once."""
+    x, rois = feature(torch.bfloat16, channels=40), boxes(80)
+    weights = torch.randn(len(rois), 40, 7, 7).bfloat16()
+    pooled, grad = pooled_and_gradient(roi_pool, x, rois, 7, weights)
+    _, expected = pooled_and_gradient(torchvision.ops.roi_pool, x.float(), rois, 7, weights.float())
+    assert pooled.dtype == grad.dtype == torch.bfloat16
+    assert torch.equal(grad, expected.bfloat16())
+
+
+def test_more_cells_than_are_told_apart(way, monkeypatch):
+    monkeypatch.setattr(own, "MOST_CELLS", 19 * 25)
+    assert not own.is_native(feature())
+    assert own.is_native(feature(width=24)) == (way == "C")
+    test_equal_to_torchvision(torch.float32, 7, torch.channels_last)
+
+
+def test_the_same_bits_with_any_number_of_threads():
+    x, rois = feature(channels=70), boxes(60)
+    weights, before, results = torch.randn(60, 70, 7, 7), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            x.requires_grad_(own.is_native(x)).grad = None
+            pooled = roi_pool(x, rois, 7, 1 / 16)
+            if x.requires_grad:
+                (pooled * weights).sum().backward()
+            results.append([pooled, x.grad if x.requires_grad else pooled])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

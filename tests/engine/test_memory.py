@@ -1,7 +1,10 @@
 """Guards that a block's peak is its own, and that of the blocks in it."""
 
 import re
+import subprocess
+import sys
 
+import pytest
 import torch
 
 from resnext_det.engine.memory import peak_memory
@@ -33,3 +36,37 @@ def test_a_block_in_a_block(caplog):
             pass
     found = peaks(caplog)
     assert 0.2 < found["training"] - found["evaluation"] < 0.4
+
+
+FAULTS = """
+import resource, sys
+from resnext_det.engine.memory import keep_freed_memory
+import pytest
+import torch
+
+def step():
+    parts = [torch.ones(6 * 2**20) for _ in range(4)]  # 24 MiB each
+    return [part + 1 for part in parts]
+
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    sys.exit("no glibc")
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF)
+for _ in range(5):
+    step()
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(after.ru_minflt - before.ru_minflt, after.ru_maxrss)
+"""
+
+
+def test_freed_memory_is_used_again():
+    """Pages that the system has to hand out anew, and the most there were."""
+    found = {}
+    for way in ("kept", "as it is"):
+        run = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True)
+        if "no glibc" in run.stderr:
+            pytest.skip("this C library has no mallopt")
+        found[way] = [int(number) for number in run.stdout.split()]
+    assert found["kept"][0] < 0.1 * found["as it is"][0]
+    assert found["kept"][1] < 1.1 * found["as it is"][1]

@@ -151,7 +151,7 @@ def test_whole_networks(depth, c, d, norm, train):
     fast.load_state_dict(plain.state_dict())
 
     def regrouping(x, weight, stride, groups):
-        if is_product(weight, stride, groups):
+        if is_product(weight, groups):
             return Merge(PRODUCT, PRODUCT, PRODUCT)
         return Merge(2, 4, 2) if groups > 1 else Merge()
 

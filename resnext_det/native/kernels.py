@@ -1,0 +1,141 @@
+"""The library's functions on tensors. Shapes and types are the callers' duty, see `trust`."""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+
+from .build import library
+
+_SIZE, _INT, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+
+class Norm(NamedTuple):
+    """One batch norm in training, float32 (C,) each.
+
+    Args:
+        running: mean and variance, which a forward pass moves by ``momentum``; or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+    momentum: float = 0.0
+    running: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _shape(x: torch.Tensor) -> tuple:
+    """Rows, channels and whether they are halves, of (N, C, H, W) in channels_last."""
+    channels = x.shape[1]
+    return _SIZE(x.numel() // channels), _SIZE(channels), _INT(x.dtype == torch.bfloat16)
+
+
+def _scratch(x: torch.Tensor) -> torch.Tensor:
+    channels = x.shape[1]
+    function = library().norm_scratch
+    function.restype = _SIZE
+    return torch.empty(function(_SIZE(x.numel() // channels), _SIZE(channels)))
+
+
+def norm_forward(
+    x: torch.Tensor, add: torch.Tensor | None, norm: Norm, relu: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``relu(norm(x) + add)`` with the batch's statistics.
+
+    Args:
+        x, add: (N, C, H, W) in bf16 or float32 and channels_last, of one type; more than one pixel.
+
+    Returns:
+        The result, and the batch's mean and 1 / deviation, float32 (2, C).
+    """
+    y, kept = torch.empty_like(x), torch.empty(2, x.shape[1])
+    mean, var = norm.running or (None, None)
+    scratch = _scratch(x)
+    library().norm_forward(
+        *(_at(x), _at(add), _at(y), *_shape(x), _INT(add is not None), _INT(relu)),
+        *(_at(norm.weight), _at(norm.bias), _FLOAT(norm.eps), _FLOAT(norm.momentum)),
+        *(_at(mean), _at(var), _at(kept[0]), _at(kept[1]), _at(scratch)),
+        _INT(torch.get_num_threads()),
+    )
+    return y, kept
+
+
+def norm_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    norm: Norm,
+    kept: torch.Tensor,
+    relu: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Gradients of ``x``, what was added (None without), weight and bias.
+
+    Args:
+        grad: as ``x``.
+        y: `norm_forward`'s result where something was added; None otherwise.
+        kept: of `norm_forward`.
+    """
+    of_x, of_add = torch.empty_like(x), None if y is None else torch.empty_like(x)
+    of_weight, of_bias = torch.empty(2, x.shape[1]).unbind()
+    scratch = _scratch(x)
+    library().norm_backward(
+        *(_at(x), _at(y), _at(grad), _at(of_x), _at(of_add), *_shape(x)),
+        *(_INT(y is not None), _INT(relu), _at(norm.weight), _at(norm.bias)),
+        *(_at(kept[0]), _at(kept[1]), _at(of_weight), _at(of_bias), _at(scratch)),
+        _INT(torch.get_num_threads()),
+    )
+    return of_x, of_add, of_weight, of_bias
+
+
+def roi_pool_forward(
+    cells: torch.Tensor,
+    image: torch.Tensor,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    cols: tuple[torch.Tensor, torch.Tensor],
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The largest value in each bin, 0 in one without cells.
+
+    Args:
+        cells: (N, H, W, C) in bf16 or float32, contiguous; H * W below 65,535.
+        image: (R,) int32.
+        rows, cols: first cell and the one behind the last of each bin, (R, P) int32.
+        keep: whether a gradient will be wanted.
+
+    Returns:
+        (R, P, P, C) as ``cells``, and for the gradient as much in uint16.
+    """
+    _, height, width, channels = cells.shape
+    rois, size = rows[0].shape
+    out = cells.new_empty(rois, size, size, channels)
+    which = torch.empty(out.shape, dtype=torch.uint16) if keep else None
+    sides = [side.contiguous() for side in (*rows, *cols)]
+    library().roi_pool_forward(
+        *(_at(cells), _SIZE(height), _SIZE(width), _SIZE(channels)),
+        *(_INT(cells.dtype == torch.bfloat16), _at(image), *map(_at, sides)),
+        *(_SIZE(rois), _SIZE(size), _at(out), _at(which), _INT(torch.get_num_threads())),
+    )
+    return out, which
+
+
+def roi_pool_backward(
+    grad: torch.Tensor, which: torch.Tensor, image: torch.Tensor, shape: torch.Size
+) -> torch.Tensor:
+    """The gradient of `roi_pool_forward`'s cells, float32 in their ``shape``.
+
+    Args:
+        grad: (R, P, P, C) in bf16 or float32, contiguous.
+        which: of `roi_pool_forward`.
+    """
+    rois, rows, cols, channels = grad.shape
+    total = torch.zeros(shape)
+    library().roi_pool_backward(
+        *(_at(grad), _at(which), _INT(grad.dtype == torch.bfloat16), _at(image)),
+        *(_SIZE(shape[1] * shape[2]), _SIZE(channels), _SIZE(rois), _SIZE(rows * cols)),
+        *(_at(total), _INT(torch.get_num_threads())),
+    )
+    return total
