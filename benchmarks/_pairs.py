@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from resnext_det.compat import describe_environment
+from resnext_det.engine.memory import keep_freed_memory, release_freed_memory
 from resnext_det.engine.run import write_json
 from resnext_det.machine import processor
 
@@ -42,6 +43,19 @@ def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
     run()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def seconds_in_kept_memory(run: Callable[[], object]) -> float:
+    """As `seconds_of` on a CPU, in memory that a run before has freed and that was kept for it.
+
+    So tools/pretrain_imagenet.py trains. Behind it the process gives memory back again, as glibc
+    does by itself once it has met blocks of 32 MiB.
+    """
+    keep_freed_memory()
+    run()
+    taken = seconds_of(run)
+    release_freed_memory()
+    return taken
 
 
 def in_turn(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, dict[str, float]]:

@@ -6,17 +6,27 @@ Prints one JSON object. Inference and training step of ResNet-50 and ResNeXt-50 
 bf16; ratios are of medians of runs in turn, in one process. "plain" is our trunk with MODEL.FUSE
 False and MODEL.REGROUP off. "ceiling" is the share of the time that a product of large matrices
 would take for the same multiply-adds. bf16 figures of the peers are those of autocast in
-channels_last memory, the setting that is fastest for them.
+channels_last memory, the setting that is fastest for them. On a CPU our training steps keep freed
+memory, as tools/pretrain_imagenet.py does; "released" are ours without.
 """
 
 import argparse
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from _pairs import alternate, ceilings, ratio, report
+from _pairs import (
+    alternate,
+    ceilings,
+    in_turn,
+    ratio,
+    report,
+    seconds_in_kept_memory,
+    seconds_of,
+)
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
@@ -35,10 +45,16 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=sides, default=(224, 224), help="as 224 or 600x800")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--forms", action="store_true", help="forms (a), (b), (c) too; minutes")
     return parser.parse_args()
+
+
+def sides(text: str) -> tuple[int, int]:
+    """Height and width of "600x800", or of "224"."""
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
 
 
 def ours(cardinality: int, width: int, args: argparse.Namespace, precision: str, **others):
@@ -131,14 +147,20 @@ def training(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
 
 
 def measure(args: argparse.Namespace, mode: str, precision: str, ceiling: float) -> dict:
-    x = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+    x = torch.randn(args.batch, 3, *args.size, device=args.device)
     make = {"inference": inference, "training": training}[mode]
     runs = {name: make(model, x) for name, model in models(args, precision).items()}
-    times = alternate(runs, args.repeats, args.device)
+    measures = {name: partial(seconds_of, run, args.device) for name, run in runs.items()}
+    if mode == "training" and args.device == "cpu":
+        for network in NETWORKS:
+            measures[f"released {network}"] = measures[f"ours {network}"]
+            own = runs[f"ours {network}"]
+            measures[f"ours {network}"] = partial(seconds_in_kept_memory, own)
+    times = in_turn(measures, args.repeats)
     ratios = {
         f"{who} / ours {network}": ratio(times, f"{who} {network}", f"ours {network}")
         for network in NETWORKS
-        for who in dict.fromkeys(name.split()[0] for name in runs)
+        for who in dict.fromkeys(name.split()[0] for name in measures)
         if who != "ours"
     }
     for who in ("ours", "plain", "torchvision"):
@@ -159,7 +181,7 @@ def shares(args: argparse.Namespace, mode: str, times: dict, ceiling: float) -> 
 
 def forms(args: argparse.Namespace) -> dict:
     """The three forms of Fig. 3, one image, fp32."""
-    x = torch.randn(1, 3, args.size, args.size, device=args.device)
+    x = torch.randn(1, 3, *args.size, device=args.device)
     runs = {
         form: training(ours(32, 4, args, "fp32", form=form, fuse=False, regroup="off"), x)
         for form in "abc"

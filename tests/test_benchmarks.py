@@ -202,11 +202,13 @@ def test_proposal_memory(run, tmp_path):
 
 
 def test_trunk(run, quick_weights):
-    found = run("trunk.py", "--repeats", 1, "--batch", 2, "--size", 32)
+    found = run("trunk.py", "--repeats", 1, "--batch", 2, "--size", "32x48")
     for mode in ("inference", "training"):
         for precision in ("fp32", "bf16"):
             assert "torchvision / ours X-50" in found[f"{mode} {precision}"]["ratios"]
-    check_spreads(found, 32)
+    assert "released / ours X-50" in found["training bf16"]["ratios"]
+    assert found["arguments"]["size"] == [32, 48]
+    check_spreads(found, 36)
 
 
 def test_detector(run, quick_weights, tmp_path, monkeypatch):

@@ -7,12 +7,13 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+from torch import nn
 
 from ..config import architecture_arguments, check_sizes, trunk_arguments
 from ..errors import InputError
 from ..models import BLOCKS_PER_STAGE, Architecture, ResNeXt, build_resnext
 from ..models.compiled import check_compile, compile_in_place
-from ..models.precision import resolve_precision
+from ..models.precision import at_least_float32, autocast, resolve_precision
 
 FEATURE = re.compile(r"stem|res[0-9]|p[0-9]")
 FUSE_TYPES = ("sum", "avg")
@@ -22,6 +23,18 @@ def precision_of(cfg: CfgNode) -> str:
     """MODEL.PRECISION, "auto" resolved for MODEL.DEVICE; "fp32" in a plain Detectron2 config."""
     device = torch.device(cfg.MODEL.DEVICE).type
     return resolve_precision(cfg.MODEL.get("PRECISION", "fp32"), device)
+
+
+def keep_layout(module: nn.Module, cfg: CfgNode) -> bool:
+    """Weights as their features come, so that none is turned at each step.
+
+    Returns:
+        MODEL.CHANNELS_LAST.
+    """
+    is_last = trunk_arguments(cfg)["channels_last"]
+    if is_last:
+        module.to(memory_format=torch.channels_last)
+    return is_last
 
 
 @BACKBONE_REGISTRY.register()
@@ -46,8 +59,10 @@ def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeXt:
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnext_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Feature pyramid on the trunk; keys as Detectron2's ``build_resnet_fpn_backbone``.
+def build_resnext_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> "ResNeXtFPN":
+    """Feature pyramid on the trunk, in its precision and layout.
+
+    Keys are those of Detectron2's ``build_resnet_fpn_backbone``.
 
     Raises:
         InputError: as `build_resnext_backbone`; FPN.IN_FEATURES are not among the trunk's
@@ -55,7 +70,7 @@ def build_resnext_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     trunk = build_resnext_backbone(cfg, input_shape)
     _check_pyramid(cfg, tuple(trunk.output_shape()))
-    return FPN(
+    pyramid = ResNeXtFPN(
         bottom_up=trunk,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
@@ -63,6 +78,17 @@ def build_resnext_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+    keep_layout(pyramid, cfg)
+    return pyramid
+
+
+class ResNeXtFPN(FPN):
+    """Detectron2's pyramid with its convolutions in the trunk's precision; outputs are float32."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        with autocast(self.bottom_up.precision, x.device.type):
+            outputs = super().forward(x)
+        return {name: at_least_float32(feature) for name, feature in outputs.items()}
 
 
 def _check_pyramid(cfg: CfgNode, features: tuple[str, ...]) -> None:

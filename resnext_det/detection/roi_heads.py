@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..models import Architecture, build_stage, set_compute
 from ..models.precision import DTYPES, autocast, in_layout
 from .backbone import precision_of, require_res5
+from .roi_align import use_native
 from .roi_pool import is_native, roi_pool
 
 # Of an evaluation on a CPU: as many as keep its convolutions busy, and few enough that their
@@ -82,6 +83,7 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         self.precision = precision_of(cfg)
         trunk = trunk_arguments(cfg)
         self.channels_last = trunk["channels_last"]
+        use_native(self.pooler)
         if self.channels_last:
             self.res5.to(memory_format=torch.channels_last)
         set_compute(self.res5, trunk["fuse"], trunk["regroup"], trunk["recompute"])
@@ -124,18 +126,19 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
     def _shared_roi_transform(
         self, features: list[torch.Tensor], boxes: list[Boxes]
     ) -> torch.Tensor:
-        """(R, C, P, P) float32; on a CPU without gradients its average over cells, (R, C, 1, 1)."""
+        """(R, C, 1, 1), float32: res5 averaged over its cells, which Detectron2 does behind it."""
         if torch.is_grad_enabled() or features[0].device.type != "cpu":
-            return self._res5_of(features, boxes)
+            return self._average(features, boxes)
         parts = _in_parts(boxes, ROIS_AT_ONCE) or [boxes]
-        return torch.cat(
-            [self._res5_of(features, part).mean(dim=(2, 3), keepdim=True) for part in parts]
-        )
+        return torch.cat([self._average(features, part) for part in parts])
 
-    def _res5_of(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+    def _average(self, features: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         pooled = self._pool(features, boxes)
         with autocast(self.precision, pooled.device.type):
-            return self.res5(in_layout(pooled, self.channels_last)).float()
+            maps = self.res5(in_layout(pooled, self.channels_last))
+        # Not mean(): its gradient divides at every cell what is divided here once a RoI.
+        wide = torch.promote_types(maps.dtype, torch.float32)
+        return maps.sum(dim=(2, 3), keepdim=True, dtype=wide) / (maps.shape[2] * maps.shape[3])
 
 
 def _in_parts(boxes: list[Boxes], most: int) -> list[list[Boxes]]:

@@ -6,7 +6,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, Standa
 from detectron2.structures import Boxes, Instances
 
 from ..models.precision import autocast
-from .backbone import precision_of
+from .backbone import keep_layout, precision_of
 from .matching import match_anchors
 from .proposal_nms import best_proposals
 
@@ -18,6 +18,7 @@ class ResNeXtRPNHead(StandardRPNHead):
     def __init__(self, cfg, input_shape):
         super().__init__(cfg, input_shape)
         self.precision = precision_of(cfg)
+        keep_layout(self, cfg)
 
     def forward(self, features: list[torch.Tensor]):
         with autocast(self.precision, features[0].device.type):

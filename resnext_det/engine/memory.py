@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _LARGEST_BLOCK, _LARGEST_TRIM = 2**25, 2**31 - 1  # the most that glibc takes
+_OWN_TRIM = 2 * _LARGEST_BLOCK  # what glibc arrives at by itself, once it has met such blocks
 _open: list[dict[str, int]] = []  # of each block that runs now: bytes by whose they are
 
 
@@ -71,10 +72,20 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether this system has the switch (glibc, ``mallopt``).
     """
+    return _set_trim(_LARGEST_TRIM)
+
+
+def release_freed_memory() -> bool:
+    """Undo `keep_freed_memory`: what is free goes back now, and later as glibc does by itself."""
+    if not _set_trim(_OWN_TRIM):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def _set_trim(threshold: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    return bool(
-        mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM)
-    )
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, threshold))

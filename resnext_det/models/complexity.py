@@ -57,22 +57,24 @@ class StageCount:
     activations: int
 
 
-def count(network: ResNeXt, image_size: int) -> list[StageCount]:
+def count(network: ResNeXt, image_size: int | tuple[int, int]) -> list[StageCount]:
     """Every stage of ``network``, in order, as it evaluates one image; it is left as it is.
 
     Args:
         network: any member, on any device, in any form and mode; without a head there is no
             row "linear", and stages that are not built have none either.
-        image_size: height and width in pixels, a whole number, 1 or more.
+        image_size: height and width in pixels, or one number for both; whole, 1 or more.
 
     Raises:
         InputError: another ``image_size``.
     """
-    check_whole("image size", image_size, most=LARGEST)
+    sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    for side in sides:
+        check_whole("image size", side, most=LARGEST)
     network = _on_meta(network)
     blocks = (0, *network.architecture.blocks_per_stage)
     parts = [("stem", network.stem), *zip(network.stage_names, network.stages, strict=True)]
-    features = torch.empty(1, network.stem.in_channels, image_size, image_size, device="meta")
+    features = torch.empty(1, network.stem.in_channels, *sides, device="meta")
     counts = []
     for (name, part), depth in zip(parts, blocks, strict=False):  # stages may be left out
         stage, features = _count_part(name, part, features, depth)
@@ -93,7 +95,7 @@ def add_up(stages: Iterable[StageCount]) -> Totals:
     )
 
 
-def totals(network: ResNeXt, image_size: int) -> Totals:
+def totals(network: ResNeXt, image_size: int | tuple[int, int]) -> Totals:
     """The sums over `count`, with its arguments and errors."""
     return add_up(count(network, image_size))
 

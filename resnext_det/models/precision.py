@@ -88,6 +88,11 @@ def autocast(precision: str, device_type: str) -> torch.autocast:
     return torch.autocast(device_type, dtype=DTYPES[precision])
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """What comes after the convolutions, pooling, boxes and losses, is in float32 or more."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def in_layout(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """``x`` (N, C, H, W) in the memory layout the convolutions are fastest with."""
     if not channels_last:

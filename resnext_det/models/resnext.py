@@ -19,7 +19,7 @@ from .blocks import Bottleneck, Norm
 from .checks import check_features, check_layers, check_numbers, check_precision
 from .convolve import set_compute
 from .preactivation import NormReLU, PreactivationBlock
-from .precision import autocast, in_layout
+from .precision import at_least_float32, autocast, in_layout
 from .stems import build_stem
 
 
@@ -76,7 +76,7 @@ class ResNeXt(ResNet):
             _check_images(x, self.stem.in_channels)
         with autocast(self.precision, x.device.type):
             outputs = super().forward(in_layout(x, self.channels_last))
-        return {name: _at_least_float32(feature) for name, feature in outputs.items()}
+        return {name: at_least_float32(feature) for name, feature in outputs.items()}
 
 
 def _check_images(x: torch.Tensor, channels: int) -> None:
@@ -86,10 +86,6 @@ def _check_images(x: torch.Tensor, channels: int) -> None:
             f"their shape is {tuple(x.shape)}",
             f"give (N, {channels}, height, width), sides of 1 pixel or more",
         )
-
-
-def _at_least_float32(feature: torch.Tensor) -> torch.Tensor:
-    return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
 def _init_linear(linear: nn.Linear) -> None:

@@ -4,7 +4,15 @@
 after they have given PyTorch's results. Where there is no compiler, everything goes on without.
 """
 
-from .kernels import Norm, norm_backward, norm_forward, roi_pool_backward, roi_pool_forward
+from .kernels import (
+    Norm,
+    norm_backward,
+    norm_forward,
+    roi_align_backward,
+    roi_align_forward,
+    roi_pool_backward,
+    roi_pool_forward,
+)
 from .trust import kernels_serve
 
 __all__ = [
@@ -12,6 +20,8 @@ __all__ = [
     "kernels_serve",
     "norm_backward",
     "norm_forward",
+    "roi_align_backward",
+    "roi_align_forward",
     "roi_pool_backward",
     "roi_pool_forward",
 ]

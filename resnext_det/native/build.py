@@ -23,7 +23,8 @@ from ..machine import cache_folder, instructions, processor
 
 logger = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("common.h", "norm.c", "roi_pool.c"))
+FILES = ("common.h", "norm.c", "roi_align.c", "roi_pool.c")
+SOURCES = tuple(Path(__file__).parent / name for name in FILES)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 SWITCH = "RESNEXT_DET_NATIVE"
 PATIENCE = 120  # seconds; a compiler needs one

@@ -139,3 +139,55 @@ def roi_pool_backward(
         *(_at(total), _INT(torch.get_num_threads())),
     )
     return total
+
+
+def roi_align_forward(
+    cells: torch.Tensor,
+    rois: torch.Tensor,
+    size: int,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> torch.Tensor:
+    """The mean of samples in each of ``size`` x ``size`` bins, as ``torchvision.ops.roi_align``.
+
+    Args:
+        cells: (N, H, W, C) in bf16 or float32, contiguous; H, W at least 1.
+        rois: (R, 5) float32, contiguous: image number in 0..N-1, x1, y1, x2, y2 in pixels.
+        scale: cells a pixel.
+        sampling_ratio: samples along a side of a bin; 0 takes one for each cell of its length.
+        aligned: whether coordinates count from a pixel's corner, and its centre is at 0.5.
+
+    Returns:
+        (R, P, P, C) as ``cells``, summed in float32.
+    """
+    out = cells.new_empty(len(rois), size, size, cells.shape[3])
+    library().roi_align_forward(
+        *(_at(cells), *map(_SIZE, cells.shape[1:]), _INT(cells.dtype == torch.bfloat16)),
+        *(_at(rois), _SIZE(len(rois)), _SIZE(size), _FLOAT(scale), _SIZE(sampling_ratio)),
+        *(_INT(aligned), _at(out), _INT(torch.get_num_threads())),
+    )
+    return out
+
+
+def roi_align_backward(
+    grad: torch.Tensor,
+    rois: torch.Tensor,
+    shape: torch.Size,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> torch.Tensor:
+    """The gradient of `roi_align_forward`'s cells, float32 in their ``shape``.
+
+    Args:
+        grad: (R, P, P, C) in bf16 or float32, contiguous.
+        rois, scale, sampling_ratio, aligned: of `roi_align_forward`.
+    """
+    total = torch.zeros(shape)
+    library().roi_align_backward(
+        *(_at(grad), *map(_SIZE, shape[1:]), _INT(grad.dtype == torch.bfloat16)),
+        *(_at(rois), _SIZE(len(rois)), _SIZE(grad.shape[1]), _FLOAT(scale)),
+        *(_SIZE(sampling_ratio), _INT(aligned), _at(total), _INT(torch.get_num_threads())),
+    )
+    return total

@@ -6,9 +6,18 @@ import logging
 
 import torch
 import torch.nn.functional as F
+from torchvision.ops import roi_align
 
 from .build import library
-from .kernels import Norm, norm_backward, norm_forward, roi_pool_backward, roi_pool_forward
+from .kernels import (
+    Norm,
+    norm_backward,
+    norm_forward,
+    roi_align_backward,
+    roi_align_forward,
+    roi_pool_backward,
+    roi_pool_forward,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +35,14 @@ def kernels_serve(x: torch.Tensor) -> bool:
 def _agrees(dtype: torch.dtype) -> bool:
     if library() is None:
         return False
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        errors = {"norm": _error_of_norm(dtype), "RoIPool": _error_of_pool(dtype)}
+    # The first call may come from a prediction, where nothing has gradients: the trials have them.
+    plain = torch.inference_mode(False)
+    with plain, torch.no_grad(), torch.autocast("cpu", enabled=False):
+        errors = {
+            "norm": _error_of_norm(dtype),
+            "RoIPool": _error_of_pool(dtype),
+            "RoIAlign": _error_of_align(dtype),
+        }
     wrong = [f"{name} {error:.2g}" for name, error in errors.items() if not _is_small(error, dtype)]
     if wrong:
         logger.warning("kernels in C are wrong in %s, PyTorch's are used: %s", dtype, wrong)
@@ -86,3 +101,23 @@ def _error_of_pool(dtype: torch.dtype) -> float:
             expected[r, i, j] = largest
             sums[image[r], rows, cols] += (part == largest) * largest.float()
     return _distance(out, expected) + _distance(total, sums)
+
+
+def _error_of_align(dtype: torch.dtype) -> float:
+    random = torch.Generator().manual_seed(0)
+    cells = torch.randn(2, 5, 6, 300, generator=random).to(dtype)  # more than one tile of channels
+    grad = torch.randn(3, 2, 2, 300, generator=random).to(dtype)
+    # Inside; over a border; of no height, which has no samples where aligned and adaptive.
+    rois = torch.tensor([[0, 3, 2, 9, 9], [1, -4, 5, 6, 30], [1, 1, 4, 11, 4]]).float()
+    error = 0.0
+    for sampling_ratio, aligned in ((0, True), (2, False)):
+        how = (0.5, sampling_ratio, aligned)
+        found = roi_align_forward(cells, rois, 2, *how)
+        total = roi_align_backward(grad, rois, cells.shape, *how)
+        with torch.enable_grad():
+            leaf = cells.float().permute(0, 3, 1, 2).requires_grad_()
+            expected = roi_align(leaf, rois, 2, *how)
+            (sums,) = torch.autograd.grad(expected, leaf, grad.float().permute(0, 3, 1, 2))
+        error += _distance(found.permute(0, 3, 1, 2), expected.detach())
+        error += _distance(total.permute(0, 3, 1, 2), sums)
+    return error  # not a number stays one

@@ -58,7 +58,7 @@ def test_a_pyramid_in_each_network(demo_set, tmp_path, meta):
     for network in networks:
         assert list(network.backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
     pooler = networks[-1].roi_heads.box_pooler
-    assert {type(level).__name__ for level in pooler.level_poolers} == {"ROIAlign"}
+    assert {type(level).__name__ for level in pooler.level_poolers} == {"NativeROIAlign"}
 
 
 def test_masks(demo_set, tmp_path):

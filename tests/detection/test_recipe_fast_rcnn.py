@@ -43,8 +43,10 @@ def test_res5_on_rois(resolution, stride, side):
     key = "MODEL.ROI_BOX_HEAD"
     heads = heads_of(f"{key}.POOLER_RESOLUTION", str(resolution), f"{key}.RES5_STRIDE", str(stride))
     boxes = [Boxes(torch.tensor([[0.0, 0, 100, 60]]))]
+    shapes = []
+    heads.res5.register_forward_hook(lambda *args: shapes.append(tuple(args[-1].shape)))
     found = heads._shared_roi_transform([torch.randn(1, 256, 12, 12)], boxes)
-    assert found.shape == (1, 512, side, side)
+    assert shapes == [(1, 512, side, side)] and found.shape == (1, 512, 1, 1)
     assert {name: tuple(t.shape) for name, t in heads.res5.state_dict().items()} == {
         name: tuple(t.shape) for name, t in heads_of().res5.state_dict().items()
     }

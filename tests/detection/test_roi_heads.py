@@ -69,10 +69,11 @@ def test_one_row_a_box():
     boxes = [torch.tensor([[0.0, 0, 64, 64], [5, 5, 90, 100]]), torch.zeros(0, 4)]
     boxes = [Boxes(b) for b in (*boxes, torch.tensor([[0.0, 0, 16, 16]]))]
     found = heads._shared_roi_transform(features, boxes)
-    assert found.shape == (3, 256, 7, 7) and found.dtype == torch.float32
+    assert found.shape == (3, 256, 1, 1) and found.dtype == torch.float32
+    expected = heads.res5(heads.pooler(features, boxes)).mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(found, expected)
     with torch.no_grad():
-        averages = heads._shared_roi_transform(features, boxes)
-    torch.testing.assert_close(averages, found.mean(dim=(2, 3), keepdim=True))
+        torch.testing.assert_close(heads._shared_roi_transform(features, boxes), expected)
 
 
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (5,), (1, 2), (4, 0, 7, 1), (0, 9, 0)])
@@ -85,13 +86,13 @@ def test_a_few_at_a_time(monkeypatch, counts, most):
     torch.manual_seed(0)
     features = [torch.randn(len(counts), 128, 8, 8)]
     boxes = [Boxes(torch.rand(count, 4) * 60 + torch.tensor([0, 0, 60, 60])) for count in counts]
-    sizes, own = [], heads._res5_of
+    sizes, own = [], heads._average
     monkeypatch.setattr(
-        heads, "_res5_of", lambda f, b: (sizes.append(sum(map(len, b))), own(f, b))[1]
+        heads, "_average", lambda f, b: (sizes.append(sum(map(len, b))), own(f, b))[1]
     )
     with torch.no_grad():
         found = heads._shared_roi_transform(features, boxes)
-        whole = own(features, boxes).mean(dim=(2, 3), keepdim=True)
+        whole = own(features, boxes)
     assert max(sizes) <= most and sum(sizes) == sum(counts)
     torch.testing.assert_close(found, whole)
 

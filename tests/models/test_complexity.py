@@ -171,7 +171,14 @@ def test_the_network_is_left_as_it_is():
         assert tensor.device.type == "cpu" and torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, True, "224", None])
+def test_height_and_width():
+    """Twice the pixels, twice the multiply-adds of the convolutions."""
+    network = build_resnext(14, 4, 8, width_multiplier=0.25)
+    one, two = totals(network, 64), totals(network, (64, 128))
+    assert two.multiply_adds == 2 * one.multiply_adds and totals(network, (64, 64)) == one
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "224", None, (32, 0), ("32", 32)])
 def test_image_sizes_that_are_none(size):
     with pytest.raises(InputError, match="image size"):
         count(build("X50_32x4d"), size)

@@ -10,6 +10,10 @@ import torch
 
 from resnext_det.native import build, kernels_serve, trust
 
+PARTS = [
+    *("norm_forward", "norm_backward", "roi_pool_backward"),
+    *("roi_align_forward", "roi_align_backward"),
+]
 needs_compiler = pytest.mark.skipif(build.library() is None, reason="no C compiler here")
 
 
@@ -55,9 +59,9 @@ def test_another_source_is_another_file(cache, caplog, tmp_path, monkeypatch):
     first, _ = build._built(), found(caplog)
     changed = tmp_path / "norm.c"
     changed.write_text(build.SOURCES[1].read_text() + "\nint added;\n")
-    common, _, pool = build.SOURCES
+    common, _, *others = build.SOURCES
     (tmp_path / "common.h").write_text(common.read_text())
-    monkeypatch.setattr(build, "SOURCES", (common, changed, pool))
+    monkeypatch.setattr(build, "SOURCES", (common, changed, *others))
     assert build._built() != first
     monkeypatch.setattr(build, "instructions", lambda: "another processor's")
     assert len({first, build._built()}) == 2
@@ -134,7 +138,7 @@ def test_processes_at_once(cache):
 
 
 @needs_compiler
-@pytest.mark.parametrize("part", ["norm_forward", "norm_backward", "roi_pool_backward"])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("value", [0.5, float("nan")])
 def test_wrong_results_are_not_used(monkeypatch, caplog, part, value):
     right = getattr(trust, part)
@@ -155,6 +159,13 @@ def test_a_trial_moves_no_random_numbers():
     state = torch.get_rng_state()
     assert trust._agrees.__wrapped__(torch.bfloat16)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_first_asked_in_inference_mode(dtype):
+    with torch.inference_mode():
+        assert trust._agrees.__wrapped__(dtype)
 
 
 def test_no_library_no_kernels(monkeypatch):
