@@ -1,11 +1,11 @@
 """What the benchmarks share: alternated runs, medians with their spread, the machine."""
 
-import functools
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 
 import torch
 
@@ -23,18 +23,28 @@ def synchronize(device: str) -> None:
 
 
 def alternate(
-    runs: dict[str, Callable[[], object]], repeats: int, device: str = "cpu"
+    runs: dict[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    kept: Container[str] = (),
 ) -> dict[str, dict[str, float]]:
     """Every run once to warm up, then all in turn, ``repeats`` times.
 
     In turn, so that a machine that slows down slows all of them.
 
+    Args:
+        kept: those that run in memory that was kept for them, as this package's tools do on a CPU.
+
     Returns:
         {name: {"median", "min", "max"}}, seconds.
     """
-    return in_turn(
-        {name: functools.partial(seconds_of, run, device) for name, run in runs.items()}, repeats
-    )
+    measures = {}
+    for name, run in runs.items():
+        is_kept = device == "cpu" and name in kept
+        measures[name] = (
+            partial(seconds_in_kept_memory, run) if is_kept else partial(seconds_of, run, device)
+        )
+    return in_turn(measures, repeats)
 
 
 def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
@@ -48,7 +58,7 @@ def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
 def seconds_in_kept_memory(run: Callable[[], object]) -> float:
     """As `seconds_of` on a CPU, in memory that a run before has freed and that was kept for it.
 
-    So tools/pretrain_imagenet.py trains. Behind it the process gives memory back again, as glibc
+    Behind it the process gives memory back again, as glibc
     does by itself once it has met blocks of 32 MiB.
     """
     keep_freed_memory()

@@ -6,27 +6,18 @@ Prints one JSON object. Inference and training step of ResNet-50 and ResNeXt-50 
 bf16; ratios are of medians of runs in turn, in one process. "plain" is our trunk with MODEL.FUSE
 False and MODEL.REGROUP off. "ceiling" is the share of the time that a product of large matrices
 would take for the same multiply-adds. bf16 figures of the peers are those of autocast in
-channels_last memory, the setting that is fastest for them. On a CPU our training steps keep freed
-memory, as tools/pretrain_imagenet.py does; "released" are ours without.
+channels_last memory, the setting that is fastest for them. On a CPU ours and "plain" keep freed
+memory, as this package's tools do; "released" are ours without.
 """
 
 import argparse
 import importlib.util
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from _pairs import (
-    alternate,
-    ceilings,
-    in_turn,
-    ratio,
-    report,
-    seconds_in_kept_memory,
-    seconds_of,
-)
+from _pairs import alternate, ceilings, ratio, report
 from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
@@ -150,17 +141,13 @@ def measure(args: argparse.Namespace, mode: str, precision: str, ceiling: float)
     x = torch.randn(args.batch, 3, *args.size, device=args.device)
     make = {"inference": inference, "training": training}[mode]
     runs = {name: make(model, x) for name, model in models(args, precision).items()}
-    measures = {name: partial(seconds_of, run, args.device) for name, run in runs.items()}
-    if mode == "training" and args.device == "cpu":
-        for network in NETWORKS:
-            measures[f"released {network}"] = measures[f"ours {network}"]
-            own = runs[f"ours {network}"]
-            measures[f"ours {network}"] = partial(seconds_in_kept_memory, own)
-    times = in_turn(measures, args.repeats)
+    kept = [name for name in runs if name.startswith(("ours", "plain"))]
+    runs |= {f"released {network}": runs[f"ours {network}"] for network in NETWORKS}
+    times = alternate(runs, args.repeats, args.device, kept)
     ratios = {
         f"{who} / ours {network}": ratio(times, f"{who} {network}", f"ours {network}")
         for network in NETWORKS
-        for who in dict.fromkeys(name.split()[0] for name in measures)
+        for who in dict.fromkeys(name.split()[0] for name in runs)
         if who != "ours"
     }
     for who in ("ours", "plain", "torchvision"):

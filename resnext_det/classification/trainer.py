@@ -13,7 +13,6 @@ from ..data import augment, sets
 from ..engine.batch import follow_batch, images_per_process
 from ..engine.checkpoint import remove_leftovers
 from ..engine.folders import folder_of
-from ..engine.memory import keep_freed_memory
 from ..engine.run import record_run
 from ..engine.sampler import ResumableBatches, training_loader
 from ..engine.seeding import seed_all
@@ -111,8 +110,6 @@ def train(cfg: CfgNode, resume: bool) -> dict:
     train_data, val_data = sets.open_both(cfg)
     cfg = with_epochs(cfg, len(train_data))
     seed_all(cfg.SEED, 2)
-    if cfg.MODEL.DEVICE.startswith("cpu"):
-        keep_freed_memory()  # every batch is of one size
     model = build_classifier(cfg, len(train_data.classes))
     logger.info(in_words(model))
     if weights:

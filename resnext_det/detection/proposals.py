@@ -19,7 +19,7 @@ from ..data import coco
 from ..data.proposal_pickle import write_pickle
 from ..data.proposals import ProposalFile, ProposalWriter, join_parts, parts_of
 from ..engine.folders import new_file
-from ..engine.run import choose_device, choose_workers, share_cores
+from ..engine.run import choose_device, choose_workers, prepare_cpu
 from ..errors import InputError
 from ..weights import WeightsRecord, fingerprint, load_all, read_record, read_weights
 from .evaluation import RecallEvaluator
@@ -202,7 +202,7 @@ def dump_from_weights(
         InputError: a wrong data set or wrong weights, or ``output`` is there or being made.
     """
     output = new_file(output)
-    for prepare in (choose_device, choose_workers, share_cores):
+    for prepare in (choose_device, choose_workers, prepare_cpu):
         prepare(cfg)
     coco.register_from_config(cfg)
     names = list(cfg.DATASETS.TRAIN)

@@ -27,6 +27,7 @@ from .folders import (
 )
 from .lock import check_free, lock_folder, unlock_folder
 from .logs import log_to, log_to_console
+from .memory import keep_freed_memory
 from .seeding import repeat_on_gpus, seed_all
 
 logger = logging.getLogger("resnext_det")
@@ -95,14 +96,17 @@ def choose_workers(cfg: CfgNode) -> None:
         )
 
 
-def share_cores(cfg: CfgNode) -> None:
-    """On a CPU, let data workers and the training step have a core each, not the same one.
+def prepare_cpu(cfg: CfgNode) -> None:
+    """On a CPU: freed memory is kept, and data workers and the step have a core each.
 
     torch takes every core for the step; a worker beside it makes both wait (classification
     steps on two cores: 1.6 times the time of one thread and one worker). OMP_NUM_THREADS, where
     set, is kept.
     """
-    if cfg.MODEL.DEVICE == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if cfg.MODEL.DEVICE != "cpu":
+        return
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cores_per_process() - cfg.DATALOADER.NUM_WORKERS))
 
 
@@ -134,7 +138,7 @@ def start_run(cfg: CfgNode, *, new: bool, evaluates: bool = False) -> None:
     log_to_console()
     choose_device(cfg)
     choose_workers(cfg)
-    share_cores(cfg)
+    prepare_cpu(cfg)
     if cfg.SEED < 0:
         cfg.SEED = 0
     seed_all(cfg.SEED, comm.get_rank())

@@ -13,9 +13,9 @@ from resnext_det.engine import run
 from resnext_det.engine.folders import kind_of_run
 from resnext_det.engine.run import (
     choose_workers,
+    prepare_cpu,
     record_evaluation,
     record_run,
-    share_cores,
     start_run,
     write_json,
 )
@@ -153,7 +153,7 @@ def test_unset_seed_becomes_zero(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1, 10_000])
 def test_workers_and_step_share_the_cores(machine, workers):
     threads = machine(cores=4)
-    share_cores(load_cfg(None, ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", str(workers)]))
+    prepare_cpu(load_cfg(None, ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", str(workers)]))
     assert threads == [max(1, 4 - workers)]
 
 
@@ -203,7 +203,7 @@ def test_recipes_leave_the_workers_to_the_machine(name):
 def test_threads_set_by_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("changed"))
-    share_cores(load_cfg(None, ["MODEL.DEVICE", "cpu"]))
+    prepare_cpu(load_cfg(None, ["MODEL.DEVICE", "cpu"]))
 
 
 def test_nan_is_written_as_null(tmp_path):
