@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from resnext_det.compat import describe_environment
-from resnext_det.engine.memory import keep_freed_memory, release_freed_memory
+from resnext_det.engine.memory import keep_freed_memory
 from resnext_det.engine.run import write_json
 from resnext_det.machine import processor
 
@@ -58,13 +58,13 @@ def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
 def seconds_in_kept_memory(run: Callable[[], object]) -> float:
     """As `seconds_of` on a CPU, in memory that a run before has freed and that was kept for it.
 
-    Behind it the process gives memory back again, as glibc
-    does by itself once it has met blocks of 32 MiB.
+    Behind it the process gives memory back again, as glibc does
+    by itself; what it holds at that moment, a peer that runs next may use.
     """
     keep_freed_memory()
     run()
     taken = seconds_of(run)
-    release_freed_memory()
+    keep_freed_memory(False)
     return taken
 
 

@@ -62,30 +62,22 @@ def _peaks() -> Iterator[tuple[str, int]]:
         yield "the GPU", torch.cuda.max_memory_allocated()
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(keep: bool = True) -> bool:
     """Keep what this process frees for what it asks for next; blocks of up to 32 MiB.
 
     glibc gives large blocks back to the system, which clears every page of the next one: a
     twentieth to a tenth of a step on a CPU. What a run needs at most grows by 0 to 4 %, over ten
     image sizes in turn (blocks are not much larger: see ROIS_AT_ONCE in detection/roi_heads.py).
 
+    Args:
+        keep: False goes back to what glibc does by itself once it has met such blocks.
+
     Returns:
         Whether this system has the switch (glibc, ``mallopt``).
     """
-    return _set_trim(_LARGEST_TRIM)
-
-
-def release_freed_memory() -> bool:
-    """Undo `keep_freed_memory`: what is free goes back now, and later as glibc does by itself."""
-    if not _set_trim(_OWN_TRIM):
-        return False
-    ctypes.CDLL(None).malloc_trim(0)
-    return True
-
-
-def _set_trim(threshold: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, threshold))
+    trim = _LARGEST_TRIM if keep else _OWN_TRIM
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, trim))
