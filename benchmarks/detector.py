@@ -1,9 +1,11 @@
-"""The detector's time beside Detectron2's stock model with the same keys, ResNeXt-50 (32x4d) C4.
+"""The detector's time beside Detectron2's stock model with the same keys, ResNeXt-50 (32x4d).
 
     python benchmarks/detector.py [--repeats 5] [--height 600] [--width 800] [--device cpu]
+                                  [--pyramid]
 
 Prints one JSON object: a step of the RPN, a step of Fast R-CNN (64 RoIs of 2,000 proposals), and
-inference with 300 proposals of both networks, against one stock network that shares its features.
+inference with 300 proposals of both networks, against one stock network that shares its features;
+with --pyramid those of configs/beyond (512 RoIs of 1,000 proposals, 1,000 in inference).
 The peer is in fp32, which is all that it has on a CPU: its pooling takes no bf16. "plain" is ours
 with MODEL.FUSE False and MODEL.REGROUP off.
 """
@@ -23,7 +25,25 @@ from torch import nn
 from resnext_det.config import load_cfg, stage_cfg
 
 OURS = ("ours", "ours fp32", "plain")  # keep freed memory, as the tools do
-CONFIG = "configs/faster_rcnn_X50_32x4d.yaml"
+C4 = "configs/faster_rcnn_X50_32x4d.yaml"
+PYRAMID = "configs/beyond/faster_rcnn_X50_32x4d_FPN.yaml"
+SAME = {  # of MODEL, what the peer takes from our config
+    "RESNETS": (
+        *("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1", "OUT_FEATURES", "NORM"),
+    ),
+    "ANCHOR_GENERATOR": ("SIZES", "ASPECT_RATIOS"),
+    "RPN": (
+        *("IN_FEATURES", "BATCH_SIZE_PER_IMAGE", "BOUNDARY_THRESH", "NMS_THRESH"),
+        *("PRE_NMS_TOPK_TRAIN", "POST_NMS_TOPK_TRAIN", "PRE_NMS_TOPK_TEST", "POST_NMS_TOPK_TEST"),
+    ),
+    "ROI_HEADS": ("BATCH_SIZE_PER_IMAGE", "NMS_THRESH_TEST", "SCORE_THRESH_TEST"),
+    "ROI_BOX_HEAD": ("POOLER_TYPE", "POOLER_RESOLUTION"),
+}
+SAME_PYRAMID = {
+    "FPN": ("IN_FEATURES", "OUT_CHANNELS", "NORM", "FUSE_TYPE"),
+    "ROI_HEADS": (*SAME["ROI_HEADS"], "IN_FEATURES"),
+    "ROI_BOX_HEAD": (*SAME["ROI_BOX_HEAD"], "POOLER_SAMPLING_RATIO", "NUM_FC", "FC_DIM"),
+}
 STAGES = {"RPN step": "rpn", "Fast R-CNN step": "fast_rcnn"}
 
 
@@ -35,37 +55,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=600)
     parser.add_argument("--width", type=int, default=800)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pyramid", action="store_true", help="feature pyramids in place of C4")
     return parser.parse_args()
 
 
 def our_cfg(args: argparse.Namespace, *opts: str) -> CfgNode:
     base = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", "MODEL.PRECISION", "auto"]
-    cfg = load_cfg(CONFIG, [*base, *opts])
+    cfg = load_cfg(PYRAMID if args.pyramid else C4, [*base, *opts])
     cfg.TEST.PROPOSALS_TOPK = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
     return cfg
 
 
 def stock_cfg(args: argparse.Namespace) -> CfgNode:
-    """Detectron2's own defaults for C4, with every key of ours that it has."""
+    """Detectron2's own defaults, with every key of ours that it has."""
     ours, cfg = our_cfg(args), get_detectron2_cfg()
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = args.device, ""
-    resnets = ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1", "OUT_FEATURES", "NORM")
-    for group, keys in {
-        "RESNETS": resnets,
-        "ANCHOR_GENERATOR": ("SIZES", "ASPECT_RATIOS"),
-        "RPN": (
-            "IN_FEATURES",
-            "BATCH_SIZE_PER_IMAGE",
-            "BOUNDARY_THRESH",
-            "NMS_THRESH",
-            "PRE_NMS_TOPK_TEST",
-            "POST_NMS_TOPK_TEST",
-        ),
-        "ROI_HEADS": ("BATCH_SIZE_PER_IMAGE", "NMS_THRESH_TEST", "SCORE_THRESH_TEST"),
-        "ROI_BOX_HEAD": ("POOLER_TYPE", "POOLER_RESOLUTION"),
-    }.items():
+    for group, keys in (SAME | SAME_PYRAMID if args.pyramid else SAME).items():
         for key in keys:
             cfg.MODEL[group][key] = ours.MODEL[group][key]
+    if args.pyramid:
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+        cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+        cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     return cfg
 
 

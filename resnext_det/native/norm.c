@@ -181,8 +181,9 @@ void norm_forward(const char *x, const char *add, char *y, int64_t rows, int64_t
                 running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased;
             }
         }
+        /* Backwards: what was read last is in the cache still. */
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < blocks; k++)
+        for (int64_t k = blocks - 1; k >= 0; k--)
             scaled(x + k * bytes, add + k * bytes, y + k * bytes, least(block, rows - k * block),
                    channels, is_half, has_add, relu, scale, shift);
     }
@@ -225,8 +226,9 @@ void norm_backward(const char *x, const char *y, const char *dy, char *dx, char 
                 constant[c] = (float)(-scale[c] * sum / (double)rows - (double)of_x[c] * mean[c]);
             }
         }
+        /* Backwards, as above. */
 #pragma omp for schedule(static)
-        for (int64_t k = 0; k < blocks; k++)
+        for (int64_t k = blocks - 1; k >= 0; k--)
             gradients(x + k * bytes, dy + k * bytes, dadd + k * bytes, dx + k * bytes,
                       least(block, rows - k * block), channels, is_half, has_add, relu, scale,
                       shift, of_x, constant);
