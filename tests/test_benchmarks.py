@@ -211,6 +211,13 @@ def test_trunk(run, quick_weights):
     check_spreads(found, 40)
 
 
+def test_pooling(run):
+    found = run("pooling.py", "--repeats", 1, "--rois", 3)
+    for name in ("RoIPool", "RoIAlign"):
+        assert found[name]["forward"]["torchvision / ours"] > 0
+    check_spreads(found, 8 if found["in_c"] else 6)
+
+
 def test_detector(run, quick_weights, tmp_path, monkeypatch):
     """With few RoIs: a config of the same name, relative to the folder that it is run in."""
     name = "configs/faster_rcnn_X50_32x4d.yaml"
