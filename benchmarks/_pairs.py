@@ -58,8 +58,8 @@ def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
 def seconds_in_kept_memory(run: Callable[[], object]) -> float:
     """As `seconds_of` on a CPU, in memory that a run before has freed and that was kept for it.
 
-    Behind it the process gives memory back again, as glibc does
-    by itself; what it holds at that moment, a peer that runs next may use.
+    Behind it the process gives memory back again, as glibc does by itself; what it holds at that
+    moment, a peer that runs next may use.
     """
     keep_freed_memory()
     run()

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -32,5 +33,9 @@ def cache_folder() -> Path:
     """``RESNEXT_DET_CACHE``, or ``resnext_det`` in the user's own folder of caches."""
     if own := os.environ.get("RESNEXT_DET_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "resnext_det")
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base, "resnext_det")
+    try:
+        return Path.home() / ".cache" / "resnext_det"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir(), f"resnext_det-{os.getuid()}")

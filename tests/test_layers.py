@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "reproduction": {"config", "errors", "models", "paper", "plots", "runs", "writing"},
     "data": {"errors", "writing"},
     "weights": {"models", "errors", "writing"},
-    "engine": {"compat", "errors", "writing"},
+    "engine": {"compat", "errors", "native", "writing"},
     "classification": TASK,
     "detection": TASK | {"native"},
     FACE: TASK | {"detection"},

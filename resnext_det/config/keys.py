@@ -28,7 +28,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # Memory layout of images and feature maps inside the trunk.
     cfg.MODEL.CHANNELS_LAST = True
     # Fold norms whose statistics do not change into the convolutions, and let one operator do
-    # convolution, sum and ReLU where there is one (models/folding.py); equal to rounding.
+    # convolution, sum and ReLU where there is one (models/folding.py), or batch norm, sum and ReLU
+    # in training (models/training_norm.py); equal to rounding.
     cfg.MODEL.FUSE = True
     # "auto": a grouped convolution is computed with as many groups as a short measurement finds
     # fastest here, or on a GPU by a kernel of our own where that is (models/measured.py); "off":

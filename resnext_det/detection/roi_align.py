@@ -58,13 +58,11 @@ class NativeROIAlign(ROIAlign):
     def is_native(self, input: torch.Tensor, rois: torch.Tensor) -> bool:
         """Whether `forward` computes on these in C."""
         return (
-            not torch.jit.is_tracing()
-            and not torch.compiler.is_compiling()
+            kernels_serve(input)
             and self._side() is not None
             and (rois.device, rois.dtype) == (input.device, torch.float32)
             and rois.shape[1:] == (5,)
             and input.numel() > 0
-            and kernels_serve(input)
         )
 
     def _side(self) -> int | None:

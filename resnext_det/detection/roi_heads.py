@@ -49,7 +49,7 @@ def _feature(
             f"IN_FEATURES is {names}, and res5 reads one feature of {wanted} channels; the "
             f"backbone gives {channels}",
             'set it to ["res4"], with MODEL.RESNETS.OUT_FEATURES ["res4"]; a feature pyramid has '
-            'ROI_HEADS.NAME "StandardROIHeads"',
+            'ROI_HEADS.NAME "ResNeXtROIHeads"',
         )
     return names[0], input_shape[names[0]]
 
@@ -60,7 +60,7 @@ def _check_tasks(cfg: CfgNode) -> None:
             raise InputError(
                 "MODEL",
                 f"{key} is True, and ResNeXtRes5ROIHeads finds boxes only",
-                f"set {key} False, or take a feature pyramid with StandardROIHeads, as "
+                f"set {key} False, or take a feature pyramid with ResNeXtROIHeads, as "
                 "configs/beyond/mask_rcnn_X101_32x4d_FPN.yaml does",
             )
 
@@ -127,7 +127,8 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         self, features: list[torch.Tensor], boxes: list[Boxes]
     ) -> torch.Tensor:
         """(R, C, 1, 1), float32: res5 averaged over its cells, which Detectron2 does behind it."""
-        if torch.is_grad_enabled() or features[0].device.type != "cpu":
+        # In training batch norms would take each part for a batch.
+        if self.training or torch.is_grad_enabled() or features[0].device.type != "cpu":
             return self._average(features, boxes)
         parts = _in_parts(boxes, ROIS_AT_ONCE) or [boxes]
         return torch.cat([self._average(features, part) for part in parts])

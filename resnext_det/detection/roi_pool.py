@@ -40,7 +40,7 @@ def roi_pool(feature: torch.Tensor, rois: torch.Tensor, size: int, scale: float)
 
 def is_native(feature: torch.Tensor) -> bool:
     """Whether `roi_pool` computes on ``feature`` in C, which has gradients."""
-    return feature.shape[2] * feature.shape[3] < MOST_CELLS and kernels_serve(feature)
+    return kernels_serve(feature) and feature.shape[2] * feature.shape[3] < MOST_CELLS
 
 
 Sides = tuple[torch.Tensor, torch.Tensor]  # first cell and the one behind the last: (R, P), int64

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 from ..compat import describe_environment
 from ..errors import InputError
+from ..native import library
 from ..writing import write_text
 from .folders import (
     EVALUATION,
@@ -188,7 +189,9 @@ def _record(cfg: CfgNode, kind: str, facts: dict[str, Any]) -> None:
         forget_evaluation(folder)
     write_text(folder / "config.yaml", cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    about = {"kind": kind, "command": sys.argv, "started": started, **facts}
+    # Rounding depends on it: a run that goes on elsewhere may differ in the last digits.
+    kernels = "C" if cfg.MODEL.DEVICE == "cpu" and library() is not None else "PyTorch"
+    about = {"kind": kind, "command": sys.argv, "started": started, "kernels": kernels, **facts}
     write_json(folder / "run.json", {**about, "environment": describe_environment()})
 
 

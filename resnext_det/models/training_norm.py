@@ -38,12 +38,25 @@ def is_fusible(norm: nn.Module | None, x: torch.Tensor) -> bool:
         type(norm) is nn.BatchNorm2d
         and (norm.training or norm.running_mean is None)
         and norm.affine
-        and norm.weight.dtype == torch.float32
+        and not _is_watched(norm)
+        and x.dim() == 4
+        and x.shape[1] == norm.num_features  # PyTorch names what is wrong
+        and x.numel() > x.shape[1]  # as that one value has no variance
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > x.shape[1]  # of one value PyTorch says that it has no variance
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
         and kernels_serve(x)
+        and all(map(_is_plain, (norm.weight, norm.bias, norm.running_mean, norm.running_var)))
+    )
+
+
+def _is_watched(norm: nn.Module) -> bool:
+    """Whether someone waits for the norm itself to be called."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(norm, name) for name in hooks)
+
+
+def _is_plain(values: torch.Tensor | None) -> bool:
+    return values is None or (
+        values.dtype == torch.float32 and values.device.type == "cpu" and values.is_contiguous()
     )
 
 

@@ -4,6 +4,7 @@
 after they have given PyTorch's results. Where there is no compiler, everything goes on without.
 """
 
+from .build import library
 from .kernels import (
     Norm,
     norm_backward,
@@ -18,6 +19,7 @@ from .trust import kernels_serve
 __all__ = [
     "Norm",
     "kernels_serve",
+    "library",
     "norm_backward",
     "norm_forward",
     "roi_align_backward",

@@ -4,6 +4,7 @@
 compiler, flags and processor: another of any is compiled anew, and none is ever stale.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,10 +27,24 @@ logger = logging.getLogger(__name__)
 
 FILES = ("common.h", "norm.c", "roi_align.c", "roi_pool.c")
 SOURCES = tuple(Path(__file__).parent / name for name in FILES)
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fopenmp", "-fPIC"),
+)
 SWITCH = "RESNEXT_DET_NATIVE"
 PATIENCE = 120  # seconds; a compiler needs one
 LOADED = Path("/proc/self/maps")
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_P, _N, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+SIGNATURES = {  # as in the sources: a call of another shape is refused by ctypes
+    "norm_scratch": (_N, _N),
+    "norm_forward": (*(_P,) * 3, _N, _N, *(_I,) * 3, _P, _P, _F, _F, *(_P,) * 5, _I),
+    "norm_backward": (*(_P,) * 5, _N, _N, *(_I,) * 3, *(_P,) * 7, _I),
+    "roi_pool_forward": (_P, *(_N,) * 3, _I, *(_P,) * 5, _N, _N, _P, _P, _I),
+    "roi_pool_backward": (_P, _P, _I, _P, *(_N,) * 4, _P, _I),
+    "roi_align_forward": (_P, *(_N,) * 3, _I, _P, _N, _N, _F, _N, _I, _P, _I),
+    "roi_align_backward": (_P, *(_N,) * 3, _I, _P, _N, _N, _F, _N, _I, _P, _I),
+}
 
 
 class NoLibrary(Exception):
@@ -41,13 +57,29 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "off":
         return None
     try:
-        return ctypes.CDLL(str(_built()))
+        found = _loaded()
     except (NoLibrary, OSError, subprocess.SubprocessError) as error:
         logger.info("no kernels in C, PyTorch's are used: %s", one_line(error))
         return None
+    for name, types in SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, _N if name == "norm_scratch" else None
+    return found
 
 
-def _built() -> Path:
+def _loaded() -> ctypes.CDLL:
+    """From the cache; where that is not ours, or nothing in it may be run, built for this process.
+
+    Raises:
+        NoLibrary, OSError, subprocess.SubprocessError: it cannot be built, or not loaded.
+    """
+    with contextlib.suppress(OSError):
+        if folder := _own_folder():
+            return ctypes.CDLL(str(_built(folder)))
+    return ctypes.CDLL(str(_built(Path(_folder_of_this_process().name))))
+
+
+def _built(folder: Path) -> Path:
     compiler, openmp = _compiler(), _openmp()
     version = _run([compiler, "--version"])
     parts = [*(path.read_bytes() for path in SOURCES), *FLAGS, compiler, version, str(openmp)]
@@ -56,10 +88,9 @@ def _built() -> Path:
     for part in parts:
         data = part if isinstance(part, bytes) else part.encode()
         name.update(len(data).to_bytes(8, "little") + data)
-    folder = _own_folder()
-    path = folder / f"native-{name.hexdigest()[:20]}.so"
-    if not _is_ours(path):
-        logger.info("compiling kernels in C, once: %s", path)
+    path = folder / f"{name.hexdigest()[:20]}.so"
+    if not _is_ours(path, stat.S_ISREG):
+        logger.info("compiling kernels in C: %s", path)
         _compile(compiler, openmp, path)
     return path
 
@@ -67,36 +98,33 @@ def _built() -> Path:
 def _compiler() -> str:
     if not sys.platform.startswith("linux"):
         raise NoLibrary(f"they are built on Linux only, this is {sys.platform}")
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+    for name in (os.environ.get("CC"), "cc", "gcc"):  # clang calls another OpenMP than torch's
         if name and (found := shutil.which(name)):
             return found
-    raise NoLibrary("there is no C compiler (cc, gcc, clang; on Debian: apt install gcc)")
+    raise NoLibrary("there is no C compiler (cc or gcc; on Debian: apt install gcc)")
 
 
 def _openmp() -> Path:
     """The OpenMP that torch computes with: a second one's threads would fight over the cores."""
-    paths = {line.split()[-1] for line in LOADED.read_text().splitlines() if ".so" in line}
+    lines = LOADED.read_text().splitlines()
+    paths = {line.split(maxsplit=5)[5] for line in lines if ".so" in line}
     found = [
         Path(path)
         for path in sorted(paths)
         if Path(path).name.startswith(("libgomp", "libiomp5", "libomp"))
     ]
     own = Path(torch.__file__).parent
-    found.sort(key=lambda path: own not in path.parents)
+    found.sort(key=lambda path: not {own, own.with_name("torch.libs")} & set(path.parents))
     if not found:
         raise NoLibrary("this torch computes without OpenMP")
     return found[0]
 
 
-def _own_folder() -> Path:
-    """The cache, or where it cannot be written a folder of this process."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(_folder_of_this_process().name)
+def _own_folder() -> Path | None:
+    """A folder of the cache that only this user can write: what is loaded from it is run."""
+    folder = cache_folder() / "native"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder if _is_ours(folder, stat.S_ISDIR) and os.access(folder, os.W_OK) else None
 
 
 @functools.cache
@@ -104,18 +132,17 @@ def _folder_of_this_process() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="resnext_det-")
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether it is there and only this user can have written it: what is loaded is run."""
+def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Whether it is there, no link, and only this user can have written it."""
     try:
-        found = path.stat()
+        found = path.lstat()
     except OSError:
         return False
-    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return found.st_uid == os.geteuid() and not others
+    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & OTHERS
 
 
 def _compile(compiler: str, openmp: Path, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".native-") as aside:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
         objects = []
         for source in (source for source in SOURCES if source.suffix == ".c"):
             objects.append(f"{aside}/{source.stem}.o")

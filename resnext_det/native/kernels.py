@@ -1,13 +1,12 @@
 """The library's functions on tensors. Shapes and types are the callers' duty, see `trust`."""
 
-import ctypes
 from typing import NamedTuple
 
 import torch
 
 from .build import library
 
-_SIZE, _INT, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_float
+FLOATS = {"dtype": torch.float32, "device": "cpu"}  # whatever a process has for its defaults
 
 
 class Norm(NamedTuple):
@@ -24,21 +23,19 @@ class Norm(NamedTuple):
     running: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-def _at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def _at(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _shape(x: torch.Tensor) -> tuple:
     """Rows, channels and whether they are halves, of (N, C, H, W) in channels_last."""
     channels = x.shape[1]
-    return _SIZE(x.numel() // channels), _SIZE(channels), _INT(x.dtype == torch.bfloat16)
+    return x.numel() // channels, channels, x.dtype == torch.bfloat16
 
 
 def _scratch(x: torch.Tensor) -> torch.Tensor:
     channels = x.shape[1]
-    function = library().norm_scratch
-    function.restype = _SIZE
-    return torch.empty(function(_SIZE(x.numel() // channels), _SIZE(channels)))
+    return torch.empty(library().norm_scratch(x.numel() // channels, channels), **FLOATS)
 
 
 def norm_forward(
@@ -52,14 +49,14 @@ def norm_forward(
     Returns:
         The result, and the batch's mean and 1 / deviation, float32 (2, C).
     """
-    y, kept = torch.empty_like(x), torch.empty(2, x.shape[1])
+    y, kept = torch.empty_like(x), torch.empty(2, x.shape[1], **FLOATS)
     mean, var = norm.running or (None, None)
     scratch = _scratch(x)
     library().norm_forward(
-        *(_at(x), _at(add), _at(y), *_shape(x), _INT(add is not None), _INT(relu)),
-        *(_at(norm.weight), _at(norm.bias), _FLOAT(norm.eps), _FLOAT(norm.momentum)),
+        *(_at(x), _at(add), _at(y), *_shape(x), add is not None, relu),
+        *(_at(norm.weight), _at(norm.bias), norm.eps, norm.momentum),
         *(_at(mean), _at(var), _at(kept[0]), _at(kept[1]), _at(scratch)),
-        _INT(torch.get_num_threads()),
+        torch.get_num_threads(),
     )
     return y, kept
 
@@ -80,13 +77,13 @@ def norm_backward(
         kept: of `norm_forward`.
     """
     of_x, of_add = torch.empty_like(x), None if y is None else torch.empty_like(x)
-    of_weight, of_bias = torch.empty(2, x.shape[1]).unbind()
+    of_weight, of_bias = torch.empty(2, x.shape[1], **FLOATS).unbind()
     scratch = _scratch(x)
     library().norm_backward(
         *(_at(x), _at(y), _at(grad), _at(of_x), _at(of_add), *_shape(x)),
-        *(_INT(y is not None), _INT(relu), _at(norm.weight), _at(norm.bias)),
+        *(y is not None, relu, _at(norm.weight), _at(norm.bias)),
         *(_at(kept[0]), _at(kept[1]), _at(of_weight), _at(of_bias), _at(scratch)),
-        _INT(torch.get_num_threads()),
+        torch.get_num_threads(),
     )
     return of_x, of_add, of_weight, of_bias
 
@@ -112,12 +109,12 @@ def roi_pool_forward(
     _, height, width, channels = cells.shape
     rois, size = rows[0].shape
     out = cells.new_empty(rois, size, size, channels)
-    which = torch.empty(out.shape, dtype=torch.uint16) if keep else None
+    which = torch.empty(out.shape, dtype=torch.uint16, device="cpu") if keep else None
     sides = [side.contiguous() for side in (*rows, *cols)]
     library().roi_pool_forward(
-        *(_at(cells), _SIZE(height), _SIZE(width), _SIZE(channels)),
-        *(_INT(cells.dtype == torch.bfloat16), _at(image), *map(_at, sides)),
-        *(_SIZE(rois), _SIZE(size), _at(out), _at(which), _INT(torch.get_num_threads())),
+        *(_at(cells), height, width, channels),
+        *(cells.dtype == torch.bfloat16, _at(image), *map(_at, sides)),
+        *(rois, size, _at(out), _at(which), torch.get_num_threads()),
     )
     return out, which
 
@@ -132,11 +129,11 @@ def roi_pool_backward(
         which: of `roi_pool_forward`.
     """
     rois, rows, cols, channels = grad.shape
-    total = torch.zeros(shape)
+    total = torch.zeros(shape, **FLOATS)
     library().roi_pool_backward(
-        *(_at(grad), _at(which), _INT(grad.dtype == torch.bfloat16), _at(image)),
-        *(_SIZE(shape[1] * shape[2]), _SIZE(channels), _SIZE(rois), _SIZE(rows * cols)),
-        *(_at(total), _INT(torch.get_num_threads())),
+        *(_at(grad), _at(which), grad.dtype == torch.bfloat16, _at(image)),
+        *(shape[1] * shape[2], channels, rois, rows * cols),
+        *(_at(total), torch.get_num_threads()),
     )
     return total
 
@@ -163,9 +160,9 @@ def roi_align_forward(
     """
     out = cells.new_empty(len(rois), size, size, cells.shape[3])
     library().roi_align_forward(
-        *(_at(cells), *map(_SIZE, cells.shape[1:]), _INT(cells.dtype == torch.bfloat16)),
-        *(_at(rois), _SIZE(len(rois)), _SIZE(size), _FLOAT(scale), _SIZE(sampling_ratio)),
-        *(_INT(aligned), _at(out), _INT(torch.get_num_threads())),
+        *(_at(cells), *cells.shape[1:], cells.dtype == torch.bfloat16),
+        *(_at(rois), len(rois), size, scale, sampling_ratio),
+        *(aligned, _at(out), torch.get_num_threads()),
     )
     return out
 
@@ -184,10 +181,10 @@ def roi_align_backward(
         grad: (R, P, P, C) in bf16 or float32, contiguous.
         rois, scale, sampling_ratio, aligned: of `roi_align_forward`.
     """
-    total = torch.zeros(shape)
+    total = torch.zeros(shape, **FLOATS)
     library().roi_align_backward(
-        *(_at(grad), *map(_SIZE, shape[1:]), _INT(grad.dtype == torch.bfloat16)),
-        *(_at(rois), _SIZE(len(rois)), _SIZE(grad.shape[1]), _FLOAT(scale)),
-        *(_SIZE(sampling_ratio), _INT(aligned), _at(total), _INT(torch.get_num_threads())),
+        *(_at(grad), *shape[1:], grad.dtype == torch.bfloat16),
+        *(_at(rois), len(rois), grad.shape[1], scale),
+        *(sampling_ratio, aligned, _at(total), torch.get_num_threads()),
     )
     return total

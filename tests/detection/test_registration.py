@@ -233,7 +233,7 @@ def test_detectors_that_can_be_built(config, depth):
         (0, "ROI_HEADS.IN_FEATURES", "['res3']", ["MODEL.ROI_HEADS: IN_FEATURES is ['res3']"]),
         (0, "ROI_HEADS.NAME", "Heads", ["cannot build", "KeyError", "'Heads'"]),
         (2, "FPN.IN_FEATURES", "['res6']", ["MODEL.FPN: IN_FEATURES is ['res6']"]),
-        (0, "MASK_ON", "True", ["MODEL: MASK_ON is True", "StandardROIHeads"]),
+        (0, "MASK_ON", "True", ["MODEL: MASK_ON is True", "ResNeXtROIHeads"]),
     ],
 )
 def test_detectors_that_cannot(config, key, value, words, meta):

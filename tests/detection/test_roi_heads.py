@@ -97,6 +97,17 @@ def test_a_few_at_a_time(monkeypatch, counts, most):
     torch.testing.assert_close(found, whole)
 
 
+def test_batch_norms_in_training_see_one_batch(monkeypatch):
+    """Without gradients too, as where their statistics are measured anew."""
+    monkeypatch.setattr(roi_heads, "ROIS_AT_ONCE", 2)
+    _, heads = build(make_cfg(14, 4, 8, 0.125, NORM="BN"))
+    boxes = [Boxes(torch.tensor([[0.0, 0, 64, 64]]).repeat(5, 1))]
+    with torch.no_grad():
+        heads.train()._shared_roi_transform([torch.randn(1, 128, 8, 8)], boxes)
+    counted = [b for name, b in heads.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counted and all(number == 1 for number in counted)
+
+
 def test_shape_spec_decides_the_scale():
     cfg = make_cfg(14, 4, 8, 0.125)
     heads = build_roi_heads(cfg, {"res4": ShapeSpec(channels=128, stride=8)})

@@ -121,6 +121,15 @@ def test_gradients_of_halves():
     assert torch.equal(grad, expected.bfloat16())
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traced():
+    """By operators that a trace records; other values and boxes of the same number go through."""
+    x, rois = feature(), boxes(40)
+    traced = torch.jit.trace(lambda x, rois: roi_pool(x, rois, 7, 1 / 16), (x, rois))
+    assert torch.equal(traced(x, rois), torchvision.ops.roi_pool(x, rois, 7, 1 / 16))
+    assert torch.equal(traced(-x, rois), torchvision.ops.roi_pool(-x, rois, 7, 1 / 16))
+
+
 def test_more_cells_than_are_told_apart(way, monkeypatch):
     monkeypatch.setattr(own, "MOST_CELLS", 19 * 25)
     assert not own.is_native(feature())

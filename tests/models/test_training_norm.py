@@ -12,7 +12,7 @@ from torch import nn
 from resnext_det.models import build_resnext, training_norm
 from resnext_det.models.convolve import PLAIN, Compute, convolve, normalise
 from resnext_det.models.recompute import recomputed
-from resnext_det.native import build
+from resnext_det.native import build, trust
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason="no C compiler here")
 FUSED = Compute(fuse=True)
@@ -47,7 +47,9 @@ def inputs(n=3, height=9, width=7):
 def step(conv, x, add, relu, compute):
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
     add = add if add is None else add.clone().requires_grad_()
+    kept = add if add is None else add.detach().clone()
     y = convolve(conv, x, relu=relu, add=add, compute=compute)
+    assert add is None or torch.equal(add, kept)  # the shortcut is not overwritten
     torch.manual_seed(2)
     (y * torch.randn_like(y)).sum().backward()
     found = [y.detach(), x.grad, *(p.grad for p in conv.parameters()), *conv.buffers()]
@@ -76,7 +78,6 @@ def assert_equal(one, other, tolerance=1e-4):
 )
 def test_as_the_plain_layer(calls, norm, with_add, relu):
     x, add = inputs()
-    kept = add.clone()
     results = []
     for compute in (PLAIN, FUSED):
         conv = layer(**norm)
@@ -86,7 +87,6 @@ def test_as_the_plain_layer(calls, norm, with_add, relu):
         results.append(last)
     assert len(calls) == 2
     assert_equal(results[1], results[0])
-    assert torch.equal(add, kept)  # the shortcut is not overwritten
 
 
 @pytest.mark.parametrize("depth", [26, 29])
@@ -180,6 +180,29 @@ def test_one_value_has_no_variance():
     x, _ = inputs(1, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         convolve(conv, x, relu=True, compute=FUSED)
+
+
+def test_another_number_of_channels():
+    """PyTorch's own error again."""
+    with pytest.raises(RuntimeError, match="should contain 24 elements"):
+        normalise(nn.BatchNorm2d(16), inputs()[1], relu=True, compute=FUSED)
+
+
+def test_who_watches_the_norm_sees_it(calls):
+    conv, seen = layer(), []
+    handle = conv.norm.register_forward_hook(lambda *args: seen.append(args))
+    convolve(conv, inputs()[0], relu=True, compute=FUSED)
+    assert seen and not calls
+    handle.remove()
+    convolve(conv, inputs()[0], relu=True, compute=FUSED)
+    assert len(seen) == 1 and calls
+
+
+def test_first_asked_inside_a_recomputed_block():
+    trust._agrees.cache_clear()
+    network = {"norm": "BN", "freeze_at": 2, "width_multiplier": 0.125, "out_features": ["res5"]}
+    model = build_resnext(26, 1, 64, recompute=True, fuse=True, channels_last=True, **network)
+    model.train()(torch.randn(2, 3, 64, 64))["res5"].sum().backward()
 
 
 def test_switched_off(calls):
