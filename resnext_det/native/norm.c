@@ -22,7 +22,7 @@ int64_t norm_scratch(int64_t rows, int64_t channels) {
 
 /* Mean, and summed squares about it, of one block. */
 INLINE void moments_as(const void *restrict x, int64_t rows, int64_t channels, int is_half,
-                    float *restrict mean, float *restrict squares) {
+                       float *restrict mean, float *restrict squares) {
     for (int64_t c = 0; c < channels; c++) mean[c] = squares[c] = 0;
     for (int64_t row = 1; row < rows; row++)
         for (int64_t c = 0; c < channels; c++) {
@@ -37,8 +37,8 @@ INLINE void moments_as(const void *restrict x, int64_t rows, int64_t channels, i
 }
 
 INLINE void scaled_as(const void *restrict x, const void *restrict add, void *restrict y,
-                   int64_t rows, int64_t channels, int is_half, int has_add, int relu,
-                   const float *restrict scale, const float *restrict shift) {
+                      int64_t rows, int64_t channels, int is_half, int has_add, int relu,
+                      const float *restrict scale, const float *restrict shift) {
     for (int64_t row = 0; row < rows; row++)
         for (int64_t c = 0; c < channels; c++) {
             int64_t at = row * channels + c;
@@ -61,10 +61,10 @@ INLINE float behind(const void *restrict dy, const void *restrict y, int64_t at,
 
 /* Of one block: the sums of the gradient, and of the gradient times x - mean. */
 INLINE void products_as(const void *restrict x, const void *restrict y, const void *restrict dy,
-                     void *restrict dadd, int64_t rows, int64_t channels, int is_half,
-                     int has_add, int relu, const float *restrict mean,
-                     const float *restrict scale, const float *restrict shift,
-                     float *restrict sum, float *restrict product) {
+                        void *restrict dadd, int64_t rows, int64_t channels, int is_half,
+                        int has_add, int relu, const float *restrict mean,
+                        const float *restrict scale, const float *restrict shift,
+                        float *restrict sum, float *restrict product) {
     for (int64_t c = 0; c < channels; c++) sum[c] = product[c] = 0;
     for (int64_t row = 0; row < rows; row++)
         for (int64_t c = 0; c < channels; c++) {
@@ -77,10 +77,11 @@ INLINE void products_as(const void *restrict x, const void *restrict y, const vo
         }
 }
 
-INLINE void gradients_as(const void *restrict x, const void *restrict dy, const void *restrict dadd,
-                      void *restrict dx, int64_t rows, int64_t channels, int is_half, int has_add,
-                      int relu, const float *restrict scale, const float *restrict shift,
-                      const float *restrict of_x, const float *restrict constant) {
+INLINE void gradients_as(const void *restrict x, const void *restrict dy,
+                         const void *restrict dadd, void *restrict dx, int64_t rows,
+                         int64_t channels, int is_half, int has_add, int relu,
+                         const float *restrict scale, const float *restrict shift,
+                         const float *restrict of_x, const float *restrict constant) {
     for (int64_t row = 0; row < rows; row++)
         for (int64_t c = 0; c < channels; c++) {
             int64_t at = row * channels + c;
@@ -152,10 +153,29 @@ static void join_moments(const float *partial, int64_t rows, int64_t block, int6
     }
 }
 
+/* Of channels from..to: what a forward pass keeps, scale and shift, and the running statistics. */
+static void settle(const float *partial, int64_t rows, int64_t channels, int64_t from, int64_t to,
+                   const float *weight, const float *bias, float eps, float momentum,
+                   float *running_mean, float *running_var, float *mean, float *invstd,
+                   float *scale, float *shift) {
+    double means[COLUMNS], squares[COLUMNS];
+    join_moments(partial, rows, rows_of_a_block(channels), channels, from, to, means, squares);
+    for (int64_t c = from; c < to; c++) {
+        mean[c] = (float)means[c - from];
+        invstd[c] = (float)(1 / sqrt(squares[c - from] / (double)rows + (double)eps));
+        scale[c] = invstd[c] * weight[c];
+        shift[c] = bias[c] - mean[c] * scale[c];
+        if (!running_mean) continue;
+        float unbiased = (float)(squares[c - from] / (double)(rows - 1));
+        running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c];
+        running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased;
+    }
+}
+
 void norm_forward(const char *x, const char *add, char *y, int64_t rows, int64_t channels,
-                    int is_half, int has_add, int relu, const float *weight, const float *bias,
-                    float eps, float momentum, float *running_mean, float *running_var,
-                    float *mean, float *invstd, float *partial, int threads) {
+                  int is_half, int has_add, int relu, const float *weight, const float *bias,
+                  float eps, float momentum, float *running_mean, float *running_var,
+                  float *mean, float *invstd, float *partial, int threads) {
     int64_t block = rows_of_a_block(channels), blocks = (rows + block - 1) / block;
     int64_t bytes = block * channels * (is_half ? 2 : 4);
     float *scale = partial + 2 * blocks * channels, *shift = scale + channels;
@@ -166,21 +186,9 @@ void norm_forward(const char *x, const char *add, char *y, int64_t rows, int64_t
             moments(x + k * bytes, least(block, rows - k * block), channels, is_half,
                     partial + 2 * k * channels, partial + (2 * k + 1) * channels);
 #pragma omp for schedule(static)
-        for (int64_t from = 0; from < channels; from += COLUMNS) {
-            double means[COLUMNS], squares[COLUMNS];
-            int64_t to = least(channels, from + COLUMNS);
-            join_moments(partial, rows, block, channels, from, to, means, squares);
-            for (int64_t c = from; c < to; c++) {
-                mean[c] = (float)means[c - from];
-                invstd[c] = (float)(1 / sqrt(squares[c - from] / (double)rows + (double)eps));
-                scale[c] = invstd[c] * weight[c];
-                shift[c] = bias[c] - mean[c] * scale[c];
-                if (!running_mean) continue;
-                float unbiased = (float)(squares[c - from] / (double)(rows - 1));
-                running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c];
-                running_var[c] = (1 - momentum) * running_var[c] + momentum * unbiased;
-            }
-        }
+        for (int64_t from = 0; from < channels; from += COLUMNS)
+            settle(partial, rows, channels, from, least(channels, from + COLUMNS), weight, bias,
+                   eps, momentum, running_mean, running_var, mean, invstd, scale, shift);
         /* Backwards: what was read last is in the cache still. */
 #pragma omp for schedule(static)
         for (int64_t k = blocks - 1; k >= 0; k--)
@@ -189,11 +197,32 @@ void norm_forward(const char *x, const char *add, char *y, int64_t rows, int64_t
     }
 }
 
+/* Of channels from..to: gradients of weight and bias, and that of x as
+   scale * (gradient behind the ReLU) + of_x * x + constant. */
+static void slopes(const float *partial, int64_t rows, int64_t channels, int64_t from, int64_t to,
+                   const float *mean, const float *invstd, const float *scale, float *dweight,
+                   float *dbias, float *of_x, float *constant) {
+    int64_t block = rows_of_a_block(channels), blocks = (rows + block - 1) / block;
+    double sums[COLUMNS] = {0}, products[COLUMNS] = {0};
+    for (int64_t k = 0; k < blocks; k++)
+        for (int64_t c = from; c < to; c++) {
+            sums[c - from] += partial[2 * k * channels + c];
+            products[c - from] += partial[(2 * k + 1) * channels + c];
+        }
+    for (int64_t c = from; c < to; c++) {
+        double sum = sums[c - from], product = products[c - from] * invstd[c];
+        dweight[c] = (float)product;
+        dbias[c] = (float)sum;
+        of_x[c] = (float)(-scale[c] * invstd[c] * product / (double)rows);
+        constant[c] = (float)(-scale[c] * sum / (double)rows - (double)of_x[c] * mean[c]);
+    }
+}
+
 void norm_backward(const char *x, const char *y, const char *dy, char *dx, char *dadd,
-                     int64_t rows, int64_t channels, int is_half, int has_add, int relu,
-                     const float *weight, const float *bias, const float *mean,
-                     const float *invstd, float *dweight, float *dbias, float *partial,
-                     int threads) {
+                   int64_t rows, int64_t channels, int is_half, int has_add, int relu,
+                   const float *weight, const float *bias, const float *mean,
+                   const float *invstd, float *dweight, float *dbias, float *partial,
+                   int threads) {
     int64_t block = rows_of_a_block(channels), blocks = (rows + block - 1) / block;
     int64_t bytes = block * channels * (is_half ? 2 : 4);
     float *scale = partial + 2 * blocks * channels, *shift = scale + channels;
@@ -210,22 +239,9 @@ void norm_backward(const char *x, const char *y, const char *dy, char *dx, char 
                      least(block, rows - k * block), channels, is_half, has_add, relu, mean,
                      scale, shift, partial + 2 * k * channels, partial + (2 * k + 1) * channels);
 #pragma omp for schedule(static)
-        for (int64_t from = 0; from < channels; from += COLUMNS) {
-            double sums[COLUMNS] = {0}, products_[COLUMNS] = {0};
-            int64_t to = least(channels, from + COLUMNS);
-            for (int64_t k = 0; k < blocks; k++)
-                for (int64_t c = from; c < to; c++) {
-                    sums[c - from] += partial[2 * k * channels + c];
-                    products_[c - from] += partial[(2 * k + 1) * channels + c];
-                }
-            for (int64_t c = from; c < to; c++) {
-                double sum = sums[c - from], product = products_[c - from] * invstd[c];
-                dweight[c] = (float)product;
-                dbias[c] = (float)sum;
-                of_x[c] = (float)(-scale[c] * invstd[c] * product / (double)rows);
-                constant[c] = (float)(-scale[c] * sum / (double)rows - (double)of_x[c] * mean[c]);
-            }
-        }
+        for (int64_t from = 0; from < channels; from += COLUMNS)
+            slopes(partial, rows, channels, from, least(channels, from + COLUMNS), mean, invstd,
+                   scale, dweight, dbias, of_x, constant);
         /* Backwards, as above. */
 #pragma omp for schedule(static)
         for (int64_t k = blocks - 1; k >= 0; k--)

@@ -45,7 +45,8 @@ static void bin(const void *cells, int64_t width, int64_t channels, int is_half,
     void *to = out + from * (is_half ? 2 : 4);
     uint16_t *kept = which ? which + from : which;
 #define BIN(half, keep)                                                                         \
-    bin_as(cells, width, channels, half, box[0], box[1], box[2], box[3], from, count, to, kept, keep)
+    bin_as(cells, width, channels, half, box[0], box[1], box[2], box[3], from, count, to, kept, \
+           keep)
     if (box[0] >= box[1] || box[2] >= box[3]) empty_bin(to, kept, count, is_half, which != 0);
     else if (is_half && which) BIN(1, 1);
     else if (is_half) BIN(1, 0);
@@ -53,9 +54,10 @@ static void bin(const void *cells, int64_t width, int64_t channels, int is_half,
     else BIN(0, 0);
 }
 
-/* cells (images, height, width, channels); image (rois); tops, bottoms, lefts and rights (rois, size):
-   a bin's first cell and the one behind its last along each side. out (rois, size, size, channels),
-   and as much of `which`, cells of the image, or none where no gradient will be wanted. */
+/* cells (images, height, width, channels); image (rois); tops, bottoms, lefts and rights
+   (rois, size): a bin's first cell and the one behind its last along each side. out
+   (rois, size, size, channels), and as much of `which`, cells of the image, or none where no
+   gradient will be wanted. */
 void roi_pool_forward(const char *cells, int64_t height, int64_t width, int64_t channels,
                       int is_half, const int32_t *image, const int32_t *tops,
                       const int32_t *bottoms, const int32_t *lefts, const int32_t *rights,
@@ -94,7 +96,8 @@ void roi_pool_backward(const char *grad, const uint16_t *which, int is_half, con
         int64_t count = least(share, channels - from);
         for (int64_t roi = 0; roi < rois; roi++) {
             float *own = total + image[roi] * cells * channels + from;
-            for (int64_t at = roi * bins * channels; at < (roi + 1) * bins * channels; at += channels) {
+            int64_t end = (roi + 1) * bins * channels;
+            for (int64_t at = roi * bins * channels; at < end; at += channels) {
                 const char *row = grad + (at + from) * bytes;
                 if (is_half) scatter(row, which + at + from, count, 1, channels, own);
                 else scatter(row, which + at + from, count, 0, channels, own);
