@@ -45,7 +45,9 @@ class NativeROIAlign(ROIAlign):
             how = self.spatial_scale, self.sampling_ratio, self.aligned
             return roi_align(input, rois.to(dtype=input.dtype), self.output_size, *how)
         elif not self.is_native(input, rois):
-            return super().forward(input, rois)
+            # torchvision's operator knows no bf16 on a CPU.
+            half = input.device.type == "cpu" and input.dtype in (torch.bfloat16, torch.float16)
+            return super().forward(input.float() if half else input, rois).to(input.dtype)
         else:
             return self._in_c(input, rois)
 

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from ..compat import describe_environment
 from ..errors import InputError
-from ..native import library
+from ..native import kernels_of
 from ..writing import write_text
 from .folders import (
     EVALUATION,
@@ -189,10 +189,21 @@ def _record(cfg: CfgNode, kind: str, facts: dict[str, Any]) -> None:
         forget_evaluation(folder)
     write_text(folder / "config.yaml", cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    # Rounding depends on it: a run that goes on elsewhere may differ in the last digits.
-    kernels = "C" if cfg.MODEL.DEVICE == "cpu" and library() is not None else "PyTorch"
+    kernels = kernels_of(cfg.MODEL.DEVICE)
+    before = _run_json(folder) if kind == TRAINING else None
+    _tell_arithmetic(before, kernels, facts.get("precision", cfg.MODEL.PRECISION))
     about = {"kind": kind, "command": sys.argv, "started": started, "kernels": kernels, **facts}
     write_json(folder / "run.json", {**about, "environment": describe_environment()})
+
+
+def _tell_arithmetic(before: bytes | None, kernels: str, precision: str) -> None:
+    logger.info("convolutions in %s, kernels in %s", precision, kernels)
+    other = {"C": b'"kernels": "PyTorch"', "PyTorch": b'"kernels": "C"'}[kernels]
+    if before is not None and other in before:
+        logger.warning(
+            "this folder's run had other kernels (docs/speed.md): what follows may differ from an "
+            "undisturbed run in the last digits"
+        )
 
 
 def _lock(folder: Path) -> None:

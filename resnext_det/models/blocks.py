@@ -17,6 +17,7 @@ from torch import nn
 
 from ..errors import InputError
 from .convolve import PLAIN, convolve
+from .folding import ForgetsFolded
 from .recompute import recomputed
 
 Norm = str | Callable[[int], nn.Module]  # what Detectron2's get_norm takes
@@ -107,7 +108,7 @@ def sliced(norm: nn.Module | None) -> Callable[[torch.Tensor, slice], torch.Tens
     return run
 
 
-class Bottleneck(BottleneckBlock):
+class Bottleneck(ForgetsFolded, BottleneckBlock):
     """1x1 reduce, 3x3 in C paths, 1x1 restore, each with norm; shortcut added, then ReLU.
 
     Inputs (N, in_channels, H, W), outputs (N, out_channels, ceil(H / stride), ceil(W / stride)).

@@ -107,7 +107,8 @@ def _convolution(
     regrouping: Regrouping | None,
 ) -> torch.Tensor:
     place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    if regrouping is None or torch.jit.is_tracing() or x.numel() == 0:
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()  # exports are, too
+    if regrouping is None or recorded or x.numel() == 0:
         return F.conv2d(x, weight, bias, *place)
     if conv.groups == 1 and not (is_product(weight, 1) and _is_last(x)):
         return F.conv2d(x, weight, bias, *place)

@@ -55,12 +55,20 @@ def needs_gradient(conv: Conv2d, *others: torch.Tensor | None) -> bool:
 
 
 class FoldedWeights:
-    """The folded weights of one convolution in one type, made again when their sources change."""
+    """The folded weights of one convolution in one type, made again when their sources change.
+
+    A change through ``.data`` or NumPy leaves no trace in the sources: `ForgetsFolded` starts anew
+    whenever a network is put into training or evaluation. Copies and pickles hold none: oneDNN's
+    packed weights cannot be copied.
+    """
 
     def __init__(self):
         self.key: tuple = ()
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
+
+    def __reduce__(self) -> tuple:
+        return FoldedWeights, ()
 
     def of(
         self, conv: Conv2d, x: torch.Tensor, pack: bool
@@ -81,6 +89,15 @@ class FoldedWeights:
                 self.weight, self.bias = weight, None if bias is None else bias.to(x.dtype)
             self.key = key
         return self.weight, self.bias
+
+
+class ForgetsFolded:
+    """In front of a module's own class: ``train()`` and ``eval()`` drop folded weights in it."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        for module in self.modules():
+            module.__dict__.pop("_folded", None)
+        return super().train(mode)
 
 
 def _state(tensor: torch.Tensor | None) -> tuple | None:

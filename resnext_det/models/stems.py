@@ -9,9 +9,10 @@ from detectron2.modeling.backbone.resnet import BasicStem
 from .architecture import Architecture
 from .blocks import Norm
 from .convolve import PLAIN, convolve
+from .folding import ForgetsFolded
 
 
-class CifarStem(CNNBlockBase):
+class CifarStem(ForgetsFolded, CNNBlockBase):
     """3x3 convolution of stride 1, norm, ReLU (paper, Appendix A).
 
     Inputs (N, in_channels, H, W), outputs (N, out_channels, H, W); there is no pooling.
@@ -40,7 +41,7 @@ class CifarStem(CNNBlockBase):
         return convolve(self.conv1, x, relu=True, compute=self.compute)
 
 
-class ImageNetStem(BasicStem):
+class ImageNetStem(ForgetsFolded, BasicStem):
     """Detectron2's stem, 7x7 of stride 2 and max pooling (paper, Table 1)."""
 
     compute = PLAIN

@@ -4,7 +4,6 @@
 after they have given PyTorch's results. Where there is no compiler, everything goes on without.
 """
 
-from .build import library
 from .kernels import (
     Norm,
     norm_backward,
@@ -14,12 +13,12 @@ from .kernels import (
     roi_pool_backward,
     roi_pool_forward,
 )
-from .trust import kernels_serve
+from .trust import kernels_of, kernels_serve
 
 __all__ = [
     "Norm",
+    "kernels_of",
     "kernels_serve",
-    "library",
     "norm_backward",
     "norm_forward",
     "roi_align_backward",

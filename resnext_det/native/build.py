@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -31,7 +32,7 @@ FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-fPIC"),
 )
-SWITCH = "RESNEXT_DET_NATIVE"
+SWITCH, OFF = "RESNEXT_DET_NATIVE", ("off", "0", "false", "no")
 PATIENCE = 120  # seconds; a compiler needs one
 LOADED = Path("/proc/self/maps")
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -54,7 +55,7 @@ class NoLibrary(Exception):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The loaded library; None where it is switched off or cannot be had, which the log says."""
-    if os.environ.get(SWITCH) == "off":
+    if os.environ.get(SWITCH, "").lower() in OFF:
         return None
     try:
         found = _loaded()
@@ -81,8 +82,8 @@ def _loaded() -> ctypes.CDLL:
 
 def _built(folder: Path) -> Path:
     compiler, openmp = _compiler(), _openmp()
-    version = _run([compiler, "--version"])
-    parts = [*(path.read_bytes() for path in SOURCES), *FLAGS, compiler, version, str(openmp)]
+    version = _run([*compiler, "--version"])
+    parts = [*(path.read_bytes() for path in SOURCES), *FLAGS, *compiler, version, str(openmp)]
     parts += [processor(), instructions()]
     name = hashlib.sha256()
     for part in parts:
@@ -90,17 +91,19 @@ def _built(folder: Path) -> Path:
         name.update(len(data).to_bytes(8, "little") + data)
     path = folder / f"{name.hexdigest()[:20]}.so"
     if not _is_ours(path, stat.S_ISREG):
-        logger.info("compiling kernels in C: %s", path)
+        logger.info("compiling kernels in C for this processor, a few seconds: %s", path)
         _compile(compiler, openmp, path)
     return path
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
+    """``$CC``, which may have words of its own ("ccache gcc"), or cc, or gcc."""
     if not sys.platform.startswith("linux"):
         raise NoLibrary(f"they are built on Linux only, this is {sys.platform}")
     for name in (os.environ.get("CC"), "cc", "gcc"):  # clang calls another OpenMP than torch's
-        if name and (found := shutil.which(name)):
-            return found
+        words = shlex.split(name or "")
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
     raise NoLibrary("there is no C compiler (cc or gcc; on Debian: apt install gcc)")
 
 
@@ -141,15 +144,15 @@ def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
     return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & OTHERS
 
 
-def _compile(compiler: str, openmp: Path, path: Path) -> None:
+def _compile(compiler: list[str], openmp: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
         objects = []
         for source in (source for source in SOURCES if source.suffix == ".c"):
             objects.append(f"{aside}/{source.stem}.o")
-            _run([compiler, *FLAGS, "-c", str(source), "-o", objects[-1]])
+            _run([*compiler, *FLAGS, "-c", str(source), "-o", objects[-1]])
         built = f"{aside}/{path.name}"
         # By its path and without -fopenmp, which would bring the compiler's own OpenMP along.
-        _run([compiler, "-shared", *objects, str(openmp), "-lm", "-o", built])
+        _run([*compiler, "-shared", *objects, str(openmp), "-lm", "-o", built])
         os.chmod(built, 0o700)
         os.replace(built, path)
 

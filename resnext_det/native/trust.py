@@ -44,6 +44,12 @@ def kernels_serve(x: torch.Tensor) -> bool:
     )
 
 
+def kernels_of(device: str) -> str:
+    """ "C" where this process computes in them on ``device``, "PyTorch" otherwise."""
+    serves = torch.device(device).type == "cpu" and all(map(_agrees, TOLERANCES))
+    return "C" if serves else "PyTorch"
+
+
 @functools.cache
 def _agrees(dtype: torch.dtype) -> bool:
     if library() is None:

@@ -234,3 +234,13 @@ def test_other_layers_stay():
     use_native(mixed)
     kinds = [type(layer) for layer in mixed.level_poolers]
     assert kinds == [NativeROIAlign, Derived, NativeROIAlign, NativeROIAlign]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_without_the_kernels(monkeypatch, dtype):
+    """torchvision's operator knows none on a CPU: computed in float32, and rounded."""
+    monkeypatch.setattr("resnext_det.detection.roi_align.kernels_serve", lambda x: False)
+    x, rois = torch.randn(1, 5, 9, 9).to(dtype), torch.tensor([[0, 3.0, 2, 60, 50]])
+    layer = NativeROIAlign(7, 1 / 8, 0, True)
+    expected = layer(x.float(), rois).to(dtype)
+    assert layer(x, rois).dtype == dtype and torch.equal(layer(x, rois), expected)

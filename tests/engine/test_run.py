@@ -107,6 +107,19 @@ def cfg_in(folder, *opts):
     return load_cfg(None, ["OUTPUT_DIR", str(folder), *opts])
 
 
+@pytest.mark.parametrize("later", ["C", "PyTorch"])
+def test_other_kernels_are_told(tmp_path, monkeypatch, caplog, later):
+    """A run that goes on where there is no compiler, or without the switch."""
+    monkeypatch.setattr(run, "kernels_of", lambda device: "C")
+    record_run(cfg_in(tmp_path))
+    assert recorded(tmp_path)["kernels"] == "C"
+    monkeypatch.setattr(run, "kernels_of", lambda device: later)
+    with caplog.at_level("INFO"):
+        record_run(cfg_in(tmp_path), precision="bf16")
+    assert f"convolutions in bf16, kernels in {later}" in caplog.text
+    assert ("had other kernels" in caplog.text) == (later != "C")
+
+
 def test_a_record_says_what_kind_and_which_arithmetic(tmp_path):
     record_run(cfg_in(tmp_path / "a"), precision="bf16")
     found = recorded(tmp_path / "a")

@@ -1,6 +1,8 @@
 """Guard that the fast ways to compute a layer compute the layer: values, gradients, statistics."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -224,3 +226,58 @@ def test_tracing_keeps_the_plain_layers():
         graph = str(torch.jit.trace(model, torch.randn(1, 3, 32, 32), strict=False).inlined_graph)
     assert "mkldnn" not in graph and "aten::batch_norm" in graph
     assert not regrouping.known
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": lambda model: _saved_and_loaded(model),
+}
+
+
+def _saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_network_that_has_evaluated_can_be_copied(how):
+    """Packed weights cannot; the copy makes its own."""
+    model = build_resnext(
+        14, 8, 4, width_multiplier=0.25, num_classes=5, fuse=True, channels_last=True
+    ).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)["linear"]
+        assert torch.equal(COPIES[how](model)(x)["linear"], expected)
+        assert torch.equal(model(x)["linear"], expected)
+
+
+def test_changes_through_data_are_seen_at_the_next_evaluation():
+    """As by averages of weights; nothing in the tensor tells of them."""
+    model = build_resnext(
+        14, 8, 4, width_multiplier=0.25, num_classes=5, fuse=True, channels_last=True
+    ).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        model(x)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.mul_(1.5) if tensor.is_floating_point() else None
+        fresh = build_resnext(
+            14, 8, 4, width_multiplier=0.25, num_classes=5, fuse=True, channels_last=True
+        )
+        fresh.load_state_dict(model.state_dict())
+        assert torch.equal(model.eval()(x)["linear"], fresh.eval()(x)["linear"])
+
+
+def test_exported_in_training():
+    """What records operators gets PyTorch's own, whatever was measured."""
+    model = build_resnext(
+        *(14, 8, 4),
+        **{"width_multiplier": 0.25, "num_classes": 5, "channels_last": True, "regroup": "auto"},
+    )
+    x = torch.randn(2, 3, 32, 32)
+    exported = torch.export.export(copy.deepcopy(model).train(), (x,)).module()
+    torch.testing.assert_close(exported(x)["linear"], model.train()(x)["linear"])

@@ -77,8 +77,9 @@ def test_another_source_is_another_file(cache, tmp_path, monkeypatch):
     assert built(cache) != first
 
 
-def test_switched_off(cache, caplog, monkeypatch):
-    monkeypatch.setenv("RESNEXT_DET_NATIVE", "off")
+@pytest.mark.parametrize("value", ["off", "OFF", "0", "false", "no"])
+def test_switched_off(cache, caplog, monkeypatch, value):
+    monkeypatch.setenv("RESNEXT_DET_NATIVE", value)
     assert found(caplog) == (None, "") and not cache.exists()
 
 
@@ -95,6 +96,13 @@ def compiler(folder, text):
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
+
+
+@needs_compiler
+def test_a_compiler_with_words_of_its_own(cache, caplog, monkeypatch):
+    monkeypatch.setenv("CC", "gcc -DUNUSED=1")
+    assert build._compiler()[1:] == ["-DUNUSED=1"]
+    assert found(caplog)[0] is not None
 
 
 JUNK = 'if [ "$1" = --version ]; then echo 1; else for last; do :; done; echo j > "$last"; fi'
