@@ -30,6 +30,7 @@ CLASSES_SHOWN = 48  # characters of their names in a title
 
 def draw(cfg: CfgNode, model: nn.Module, results: dict[str, dict]) -> None:
     """Write OUTPUT_DIR/pictures/*.png for the first data set of DATASETS.TEST."""
+    model.eval()
     folder = Path(cfg.OUTPUT_DIR, "pictures")
     make_folder(folder)
     name = cfg.DATASETS.TEST[0]
@@ -80,7 +81,7 @@ def _draw_sheets(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> Non
     detections, proposals, seen = [], [], _classes_of(chosen)
     detected: set[int] = set()
     for record in chosen:
-        output = model.eval()([mapper(record)])[0]
+        output = model([mapper(record)])[0]
         image, found = read_array(record["file_name"]), output["instances"]
         found = found[found.scores >= SCORE_SHOWN]
         detected.update(found.pred_classes.tolist())
@@ -129,7 +130,7 @@ def _draw_mistakes(cfg: CfgNode, model: nn.Module, folder: Path, name: str) -> N
     shown = [_with_classes(records[worst["image_id"]], only) for worst in found["worst"]]
     pictures, titles = [], []
     for record in shown:
-        output = model.eval()([mapper(record)])[0]
+        output = model([mapper(record)])[0]
         matched = match(output["instances"], record, only=only)
         titles += [f"{Path(record['file_name']).name}\nground truth", _tell(matched)]
         image = read_array(record["file_name"])

@@ -16,7 +16,7 @@ from ..config import trunk_arguments
 from ..errors import InputError
 from ..models import Architecture, build_stage, set_compute
 from ..models.precision import DTYPES, autocast, in_layout
-from .backbone import precision_of, require_res5
+from .backbone import keep_layout, precision_of, require_res5
 from .roi_align import use_native
 from .roi_pool import is_native, roi_pool
 
@@ -82,10 +82,8 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         super().__init__(cfg, input_shape)
         self.precision = precision_of(cfg)
         trunk = trunk_arguments(cfg)
-        self.channels_last = trunk["channels_last"]
+        self.channels_last = keep_layout(self.res5, cfg)
         use_native(self.pooler)
-        if self.channels_last:
-            self.res5.to(memory_format=torch.channels_last)
         set_compute(self.res5, trunk["fuse"], trunk["regroup"], trunk["recompute"])
 
     @classmethod
@@ -116,12 +114,13 @@ class ResNeXtRes5ROIHeads(Res5ROIHeads):
         """(R, C, P, P): float32, or by our own RoIPool in res5's type, which loses nothing."""
         (level,) = self.pooler.level_poolers
         (feature,) = features
-        own = feature.to(DTYPES[self.precision])  # the largest of rounded values is the same
-        learns = torch.is_grad_enabled() and feature.requires_grad
-        if not isinstance(level, RoIPool) or (learns and not is_native(own)):
-            return self.pooler(features, boxes)
-        rois, feature = convert_boxes_to_pooler_format(boxes), own
-        return roi_pool(feature, rois, level.output_size[0], level.spatial_scale)
+        if isinstance(level, RoIPool):
+            own = feature.to(DTYPES[self.precision])  # the largest of rounded values is the same
+            learns = torch.is_grad_enabled() and feature.requires_grad
+            if is_native(own) or not learns:
+                rois = convert_boxes_to_pooler_format(boxes)
+                return roi_pool(own, rois, level.output_size[0], level.spatial_scale)
+        return self.pooler(features, boxes)
 
     def _shared_roi_transform(
         self, features: list[torch.Tensor], boxes: list[Boxes]

@@ -29,18 +29,25 @@ def folder_of(cfg: CfgNode, *parts: str) -> Path:
     return Path(cfg.OUTPUT_DIR, *parts)
 
 
-def kind_of_run(folder: str | Path) -> str | None:
-    """ "training" or "evaluation", by the folder's run.json; None where there is none.
-
-    A run.json that cannot be read counts as training's, so that nothing takes its place.
-    """
+def record_in(folder: str | Path) -> dict[str, Any] | None:
+    """The folder's run.json; None where there is none, {} where it cannot be read."""
     try:
         found = json.loads(Path(folder, "run.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError):
-        return TRAINING
-    found = found if isinstance(found, dict) else {}
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def kind_of_run(folder: str | Path) -> str | None:
+    """ "training" or "evaluation", by the folder's run.json; None where there is none.
+
+    A run.json that cannot be read counts as training's, so that nothing takes its place.
+    """
+    found = record_in(folder)
+    if found is None:
+        return None
     # Without "kind" it is of an earlier version; the tools' flag tells.
     command = found.get("command")
     flagged = isinstance(command, list) and "--eval-only" in command

@@ -22,6 +22,7 @@ from .folders import (
     check_place,
     forget_evaluation,
     make_folder,
+    record_in,
     refuse_other,
     refuse_other_task,
     refuse_used,
@@ -190,16 +191,15 @@ def _record(cfg: CfgNode, kind: str, facts: dict[str, Any]) -> None:
     write_text(folder / "config.yaml", cfg.dump())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     kernels = kernels_of(cfg.MODEL.DEVICE)
-    before = _run_json(folder) if kind == TRAINING else None
+    before = (record_in(folder) or {}).get("kernels") if kind == TRAINING else None
     _tell_arithmetic(before, kernels, facts.get("precision", cfg.MODEL.PRECISION))
     about = {"kind": kind, "command": sys.argv, "started": started, "kernels": kernels, **facts}
     write_json(folder / "run.json", {**about, "environment": describe_environment()})
 
 
-def _tell_arithmetic(before: bytes | None, kernels: str, precision: str) -> None:
+def _tell_arithmetic(before: str | None, kernels: str, precision: str) -> None:
     logger.info("convolutions in %s, kernels in %s", precision, kernels)
-    other = {"C": b'"kernels": "PyTorch"', "PyTorch": b'"kernels": "C"'}[kernels]
-    if before is not None and other in before:
+    if before not in (None, kernels):
         logger.warning(
             "this folder's run had other kernels (docs/speed.md): what follows may differ from an "
             "undisturbed run in the last digits"

@@ -19,6 +19,7 @@ from ..errors import InputError
 from .convolve import PLAIN, convolve
 from .folding import ForgetsFolded
 from .recompute import recomputed
+from .training_norm import count_batch
 
 Norm = str | Callable[[int], nn.Module]  # what Detectron2's get_norm takes
 FORMS = ("a", "b", "c")
@@ -67,19 +68,6 @@ def _check_sliceable(norm: nn.Module | None) -> None:
         )
 
 
-def _count_batch(norm: nn.BatchNorm2d) -> float:
-    """Count one batch, once for all slices; gives the weight of its statistics.
-
-    As ``nn.BatchNorm2d.forward``: with momentum None the running statistics are the plain
-    average of all batches so far.
-    """
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            return 1.0 / float(norm.num_batches_tracked)
-    return norm.momentum or 0.0
-
-
 def sliced(norm: nn.Module | None) -> Callable[[torch.Tensor, slice], torch.Tensor]:
     """One forward of ``norm`` as a function of (N, d, H, W) and the d channels that these are.
 
@@ -95,7 +83,7 @@ def sliced(norm: nn.Module | None) -> Callable[[torch.Tensor, slice], torch.Tens
     is_frozen = isinstance(norm, FrozenBatchNorm2d)
     uses_batch = not is_frozen and (norm.training or norm.running_mean is None)
     keeps_running = is_frozen or not norm.training or norm.track_running_stats
-    momentum = 0.0 if is_frozen else _count_batch(norm)
+    momentum = 0.0 if is_frozen else count_batch(norm)
     running = (norm.running_mean, norm.running_var) if keeps_running else (None, None)
 
     def run(y: torch.Tensor, channels: slice) -> torch.Tensor:

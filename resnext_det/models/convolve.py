@@ -13,6 +13,7 @@ from detectron2.layers import Conv2d
 from torch import nn
 
 from ..errors import InputError
+from ..native import is_recorded
 from .folding import FoldedWeights, folded, fused, has_fused_convolution, is_fixed, needs_gradient
 from .measured import regrouping_of
 from .regroup import Regrouping, grouped_conv2d, is_product
@@ -75,7 +76,7 @@ def convolve(
         relu: False leaves the ReLU out.
         add: what is added before it, in the result's shape; not changed.
     """
-    if compute.fuse and not torch.jit.is_tracing() and x.numel() and is_fixed(conv.norm):
+    if compute.fuse and not is_recorded() and x.numel() and is_fixed(conv.norm):
         if not needs_gradient(conv, x, add):
             return _inference(conv, x, add, relu)
         if conv.norm is None or not any(p.requires_grad for p in conv.norm.parameters()):
@@ -107,8 +108,7 @@ def _convolution(
     regrouping: Regrouping | None,
 ) -> torch.Tensor:
     place = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()  # exports are, too
-    if regrouping is None or recorded or x.numel() == 0:
+    if regrouping is None or is_recorded() or x.numel() == 0:
         return F.conv2d(x, weight, bias, *place)
     if conv.groups == 1 and not (is_product(weight, 1) and _is_last(x)):
         return F.conv2d(x, weight, bias, *place)

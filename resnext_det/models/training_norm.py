@@ -82,11 +82,18 @@ def norm_add_relu(
 
 def _running(norm: nn.BatchNorm2d) -> tuple[float, tuple[torch.Tensor, torch.Tensor] | None]:
     """Momentum and statistics to move, the batch counted: as ``nn.BatchNorm2d.forward``."""
-    if not norm.training or not norm.track_running_stats or norm.running_mean is None:
-        return 0.0, None
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
+    moves = norm.training and norm.track_running_stats and norm.running_mean is not None
+    return count_batch(norm), (norm.running_mean, norm.running_var) if moves else None
+
+
+def count_batch(norm: nn.BatchNorm2d) -> float:
+    """Count one batch, once for all that is done with it; gives the weight of its statistics.
+
+    As ``nn.BatchNorm2d.forward``: with momentum None the running statistics are the plain
+    average of all batches so far.
+    """
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    return momentum or 0.0, (norm.running_mean, norm.running_var)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0

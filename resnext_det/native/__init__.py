@@ -13,10 +13,11 @@ from .kernels import (
     roi_pool_backward,
     roi_pool_forward,
 )
-from .trust import kernels_of, kernels_serve
+from .trust import is_recorded, kernels_of, kernels_serve
 
 __all__ = [
     "Norm",
+    "is_recorded",
     "kernels_of",
     "kernels_serve",
     "norm_backward",

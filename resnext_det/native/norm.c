@@ -14,10 +14,14 @@ static int64_t rows_of_a_block(int64_t channels) {
     return rows < 8 ? 8 : rows;
 }
 
+static int64_t blocks_of(int64_t rows, int64_t channels) {
+    int64_t block = rows_of_a_block(channels);
+    return (rows + block - 1) / block;
+}
+
 /* Floats that both directions need: two sums a block and channel, and four constants a channel. */
 int64_t norm_scratch(int64_t rows, int64_t channels) {
-    int64_t block = rows_of_a_block(channels);
-    return (2 * ((rows + block - 1) / block) + 4) * channels;
+    return (2 * blocks_of(rows, channels) + 4) * channels;
 }
 
 /* Mean, and summed squares about it, of one block. */
@@ -134,10 +138,9 @@ static void gradients(const void *x, const void *dy, const void *dadd, void *dx,
 }
 
 /* All blocks' moments as those of all rows: mean, and summed squares about it. */
-static void join_moments(const float *partial, int64_t rows, int64_t block, int64_t channels,
-                         int64_t from, int64_t to, double *restrict mean,
-                         double *restrict squares) {
-    int64_t blocks = (rows + block - 1) / block;
+static void join_moments(const float *partial, int64_t rows, int64_t channels, int64_t from,
+                         int64_t to, double *restrict mean, double *restrict squares) {
+    int64_t block = rows_of_a_block(channels), blocks = blocks_of(rows, channels);
     for (int64_t c = from; c < to; c++) mean[c - from] = squares[c - from] = 0;
     for (int64_t k = 0; k < blocks; k++) {
         double share = (double)(least(rows, (k + 1) * block) - k * block) / (double)rows;
@@ -159,7 +162,7 @@ static void settle(const float *partial, int64_t rows, int64_t channels, int64_t
                    float *running_mean, float *running_var, float *mean, float *invstd,
                    float *scale, float *shift) {
     double means[COLUMNS], squares[COLUMNS];
-    join_moments(partial, rows, rows_of_a_block(channels), channels, from, to, means, squares);
+    join_moments(partial, rows, channels, from, to, means, squares);
     for (int64_t c = from; c < to; c++) {
         mean[c] = (float)means[c - from];
         invstd[c] = (float)(1 / sqrt(squares[c - from] / (double)rows + (double)eps));
@@ -176,7 +179,7 @@ void norm_forward(const char *x, const char *add, char *y, int64_t rows, int64_t
                   int is_half, int has_add, int relu, const float *weight, const float *bias,
                   float eps, float momentum, float *running_mean, float *running_var,
                   float *mean, float *invstd, float *partial, int threads) {
-    int64_t block = rows_of_a_block(channels), blocks = (rows + block - 1) / block;
+    int64_t block = rows_of_a_block(channels), blocks = blocks_of(rows, channels);
     int64_t bytes = block * channels * (is_half ? 2 : 4);
     float *scale = partial + 2 * blocks * channels, *shift = scale + channels;
 #pragma omp parallel num_threads(threads)
@@ -202,7 +205,7 @@ void norm_forward(const char *x, const char *add, char *y, int64_t rows, int64_t
 static void slopes(const float *partial, int64_t rows, int64_t channels, int64_t from, int64_t to,
                    const float *mean, const float *invstd, const float *scale, float *dweight,
                    float *dbias, float *of_x, float *constant) {
-    int64_t block = rows_of_a_block(channels), blocks = (rows + block - 1) / block;
+    int64_t blocks = blocks_of(rows, channels);
     double sums[COLUMNS] = {0}, products[COLUMNS] = {0};
     for (int64_t k = 0; k < blocks; k++)
         for (int64_t c = from; c < to; c++) {
@@ -223,7 +226,7 @@ void norm_backward(const char *x, const char *y, const char *dy, char *dx, char 
                    const float *weight, const float *bias, const float *mean,
                    const float *invstd, float *dweight, float *dbias, float *partial,
                    int threads) {
-    int64_t block = rows_of_a_block(channels), blocks = (rows + block - 1) / block;
+    int64_t block = rows_of_a_block(channels), blocks = blocks_of(rows, channels);
     int64_t bytes = block * channels * (is_half ? 2 : 4);
     float *scale = partial + 2 * blocks * channels, *shift = scale + channels;
     float *of_x = shift + channels, *constant = of_x + channels;

@@ -28,6 +28,11 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 CHANNELS = 2100  # more than one block of rows has to be joined, and the last vector is not full
 
 
+def is_recorded() -> bool:
+    """Whether operators are being recorded, by a trace, an export or a compiler, not only run."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def kernels_serve(x: torch.Tensor) -> bool:
     """Whether the library computes on ``x``, its device and type, and right.
 
@@ -38,8 +43,7 @@ def kernels_serve(x: torch.Tensor) -> bool:
         and x.dtype in TOLERANCES
         and type(x) in (torch.Tensor, torch.nn.Parameter)
         and not x.is_neg()
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
+        and not is_recorded()
         and _agrees(x.dtype)
     )
 

@@ -80,23 +80,21 @@ def test_the_rpn_head(precision):
             assert_near(found, expected, precision)
 
 
-def test_the_box_head(precision):
+@pytest.mark.parametrize(
+    ("own", "stock", "side"),
+    [
+        (ResNeXtConvFCHead, FastRCNNConvFCHead, 7),
+        (ResNeXtMaskHead, MaskRCNNConvUpsampleHead, 14),
+    ],
+)
+def test_a_head_on_rois(precision, own, stock, side):
     torch.manual_seed(0)
     cfg = config(precision)
-    own = ResNeXtConvFCHead(cfg, SHAPE)
-    stock = alike(own, FastRCNNConvFCHead(cfg, SHAPE))
-    x = torch.randn(5, 16, 7, 7)
-    assert_near(own(x), stock(x), precision)
-
-
-def test_the_mask_head(precision):
-    torch.manual_seed(0)
-    cfg = config(precision)
-    own = ResNeXtMaskHead(cfg, SHAPE)
-    stock = alike(own, MaskRCNNConvUpsampleHead(cfg, SHAPE))
-    x = torch.randn(5, 16, 14, 14)
-    assert_near(own.layers(x), stock.layers(x), precision)
-    assert own.layers(x[:0]).shape == (0, 80, 28, 28)
+    own = own(cfg, SHAPE)
+    stock = alike(own, stock(cfg, SHAPE))
+    found, expected = (getattr(head, "layers", head) for head in (own, stock))
+    x = torch.randn(5, 16, side, side)
+    assert_near(found(x), expected(x), precision)
 
 
 def test_gradients_reach_every_parameter(precision):
@@ -118,9 +116,10 @@ def test_the_configs_take_them():
     assert type(model.proposal_generator.rpn_head) is ResNeXtRPNHead
 
 
-def test_masks_without_instances():
-    cfg = config("bf16")
+def test_masks_without_instances(precision):
+    cfg = config(precision)
     head = ResNeXtMaskHead(cfg, SHAPE).eval()
+    assert head.layers(torch.zeros(0, 16, 14, 14)).shape == (0, 80, 28, 28)
     empty = Instances((10, 10))
     empty.pred_classes = torch.zeros(0, dtype=torch.long)
     with torch.no_grad():

@@ -272,6 +272,20 @@ def test_changes_through_data_are_seen_at_the_next_evaluation():
         assert torch.equal(model.eval()(x)["linear"], fresh.eval()(x)["linear"])
 
 
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_exported_in_evaluation(norm):
+    """Nothing is packed for a tensor that has no memory."""
+    model = build_resnext(
+        *(14, 8, 4),
+        **{"width_multiplier": 0.25, "num_classes": 5, "norm": norm, "fuse": True},
+        channels_last=True,
+    ).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x)["linear"], model(x)["linear"])
+
+
 def test_exported_in_training():
     """What records operators gets PyTorch's own, whatever was measured."""
     model = build_resnext(
