@@ -1,5 +1,6 @@
 """Checkpoints of a run: written whole or not at all, read without running code."""
 
+import itertools
 import logging
 import pickle
 import re
@@ -46,12 +47,15 @@ def _check_sums(path: str | Path) -> None:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove what a killed process of the run was writing in ``folder``; other files stay.
 
+    Evaluations on the way write below it, in inference/<data set>/.
+
     A line of metrics.json that a full disk has cut off goes as well. Called by all processes before
     any of them writes there.
     """
     if comm.is_main_process():
         _end_last_line(Path(folder, "metrics.json"))
-        for path in sorted(Path(folder).glob("*")):
+        inside = (Path(folder).glob(pattern) for pattern in ("*", "inference/*/*"))
+        for path in sorted(itertools.chain(*inside)):
             if path.name == PARTS and path.is_dir():
                 shutil.rmtree(path)
             elif re.fullmatch(ASIDE, path.name):

@@ -181,3 +181,12 @@ def test_a_byte_that_a_disk_has_changed(tmp_path):
     assert torch.load(path, weights_only=True)["iteration"] == 3  # it sees nothing
     with pytest.raises(InputError, match="is not what its sum says"):
         RunCheckpointer.read(path)
+
+
+def test_what_an_evaluation_on_the_way_left_goes_too(tmp_path):
+    below = tmp_path / "inference" / "custom_val"
+    below.mkdir(parents=True)
+    for name in (".confusion.json.17635.tmp", "confusion.json"):
+        (below / name).write_text("{}")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in below.iterdir()] == ["confusion.json"]
